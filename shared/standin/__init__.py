@@ -1,0 +1,1 @@
+"""The licence-free stand-in hand, its renderer, and writers that lay out tiny data sets in each official format."""

@@ -1,0 +1,1 @@
+"""Native kernels of V2V-PoseNet: torch reference, C++ and CUDA under one name each."""

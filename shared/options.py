@@ -1,0 +1,162 @@
+"""Command lines from dataclasses: one parser for every program.
+
+A program describes its options as a dataclass with an ``Args:`` section in its docstring (the help text, with the
+unit of each number) and calls :func:`parse`. ``--config file.yaml`` may stand anywhere, later options win, unknown or
+ill-typed keys are refused by name, and the resolved options can be written as YAML that ``--config`` reads again.
+
+Options classes must live in modules that import nothing heavy, not even under ``TYPE_CHECKING``: jsonargparse 4.53
+runs those imports to resolve annotations, and ``--help`` would wait for torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from shared.errors import DataError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed(Generic[T]):
+    """Resolved options and the same as YAML text."""
+
+    options: T
+    yaml: str
+
+
+@dataclasses.dataclass
+class TrainOptions:
+    """How long, on what and with which safety nets a run trains.
+
+    Args:
+        epochs: passes over the training set in total; a resumed run continues up to this number [epochs]
+        batch_size: samples per step and per device [samples]
+        workers: loader processes per device; 0 loads in the training process [processes]
+        seed: of weights, sample order and augmentation
+        accelerator: cpu, cuda, or auto (cuda where there is one)
+        devices: processes, one a device (DDP; gloo on the CPU) [devices]
+        num_nodes: machines that take part (DDP) [machines]
+        precision: 32, bf16 (autocast), or 16 (autocast and gradient scaling)
+        threads: CPU threads per process; 0 leaves torch's choice [threads]
+        sync_batchnorm: share batch statistics between the devices (CUDA only)
+        freeze_batchnorm: keep batch norms in evaluation mode while training
+        grad_clip: largest norm of the gradient; 0 does not clip
+        log_every: steps between two lines of the training log [steps]
+        checkpoint_every: steps between two writes of the last checkpoint; 0 writes it at the ends of epochs only
+            [steps]
+        validate_every: epochs between two validations [epochs]
+        overfit_batch: train on the first batch only, without shuffling, to see whether the loss can fall at all
+        max_steps: leave after this many steps in total; 0 means no limit [steps]
+    """
+
+    epochs: int = 15
+    batch_size: int = 12
+    workers: int = 0
+    seed: int = 0
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: Literal["32", "bf16", "16"] = "32"
+    threads: int = 0
+    sync_batchnorm: bool = False
+    freeze_batchnorm: bool = False
+    grad_clip: float = 0.0
+    log_every: int = 10
+    checkpoint_every: int = 200
+    validate_every: int = 1
+    overfit_batch: bool = False
+    max_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "devices", "num_nodes", "log_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise DataError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("workers", "threads", "grad_clip", "checkpoint_every", "max_steps"):
+            if getattr(self, name) < 0:
+                raise DataError(f"--{name} must not be negative, got {getattr(self, name)}")
+
+
+def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _leaves(kind, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", kind
+
+
+def _normalise(argv: Sequence[str], cls: type) -> list[str]:
+    """Dashes for underscores, bare switches (``--resume``) and their negation (``--no-resume``)."""
+    kinds = dict(_leaves(cls))
+    out: list[str] = []
+    words = list(argv)
+    for position, word in enumerate(words):
+        if not word.startswith("--") or word == "--":
+            out.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        key = name if name in kinds else name.replace("-", "_")
+        negated = key.removeprefix("no_")
+        following = words[position + 1] if position + 1 < len(words) else ""
+        if not equals and kinds.get(key) is bool and following.lower() not in ("true", "false", "yes", "no"):
+            out.append(f"--{key}=true")
+        elif not equals and key.startswith("no_") and key not in kinds and kinds.get(negated) is bool:
+            out.append(f"--{negated}=false")
+        else:
+            out.append(f"--{key if key in kinds else name}{equals}{value}")
+    return out
+
+
+def parse(
+    cls: type[T],
+    *,
+    prog: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    positional: str | None = None,
+    positional_help: str = "",
+) -> Parsed[T]:
+    """Reads a command line into ``cls``.
+
+    Args:
+        cls: the options; nested dataclasses become ``--group.name``.
+        prog: as typed, ``python -m v2v_posenet.train``.
+        description: one or two sentences for ``--help``.
+        argv: the words after the program's name (default: those of this process).
+        positional: name of a ``list[str]`` field that takes the words without a flag.
+        positional_help: its help text.
+
+    An unknown option, an unknown key in a file or a value of the wrong type ends the program with status 2 and the
+    name.
+    """
+    import jsonargparse
+
+    words = _normalise(sys.argv[1:] if argv is None else argv, cls)
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; later ones win")
+    skip = {positional} if positional else set()
+    parser.add_class_arguments(cls, None, skip=skip, fail_untyped=True)
+    if positional:
+        parser.add_argument(positional, nargs="*", type=str, default=[], help=positional_help)
+    namespace = parser.parse_args(words)
+    values = parser.instantiate(namespace).as_dict()
+    values.pop("config", None)
+    text: str = parser.dump(namespace, skip_unset=False)
+    return Parsed(cls(**values), text)
+
+
+def describe_command() -> str:
+    """The command line of this process, as it can be typed again."""
+    import shlex
+
+    main: Any = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    start = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else ["python", str(Path(sys.argv[0]))]
+    return shlex.join([*start, *sys.argv[1:]])

@@ -1,0 +1,103 @@
+"""Writes a tiny STB in the official layout: four cameras, ``handPara`` label files, left hands.
+
+    python -m shared.standin.all --out DIR --datasets stb
+
+The label files are MATLAB 5 with a fixed header text, so that the same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shared.datasets.stb import BASELINE_MM, IMAGE_SIZE, Camera, K, color_to_depth, depth_to_color, left_to_right
+from shared.safe_io import atomic_path
+from shared.skeletons import reorder
+from shared.standin.views import Hand, sample_hand, view
+
+SEQUENCES = ("B1Counting", "B1Random", "B2Counting", "B2Random")  # two of the test split, two of training
+
+
+def write_stb(root: str | Path, *, frames: int = 8, seed: int = 0) -> None:
+    """Lays out ``frames`` moments (four pictures each) over four sequences below ``root``.
+
+    Raises:
+        ValueError: fewer frames than sequences.
+    """
+    if frames < len(SEQUENCES):
+        raise ValueError(f"frames: at least {len(SEQUENCES)}, one for each sequence; got {frames}")
+    root = Path(root)
+    labels: dict[str, list[NDArray[np.float64]]] = {}
+    for index, sequence, n, cameras in _moments(frames, seed):
+        for camera, hand in cameras.items():
+            picture = view(hand, K[camera], IMAGE_SIZE, seed=seed, index=index)
+            rgb = picture.rgb if camera != "SK_depth" else encode_depth(picture.depth_mm)
+            with atomic_path(root / "images" / sequence / f"{camera}_{n}.png") as path:
+                Image.fromarray(rgb).save(path, compress_level=1)
+        for pair, camera in (("BB", "BB_left"), ("SK", "SK_depth")):
+            labels.setdefault(f"{sequence}_{pair}", []).append(to_stb(cameras[camera].joints_mm))
+    for name, joints in labels.items():
+        with atomic_path(root / "labels" / f"{name}.mat") as path:
+            path.write_bytes(mat_bytes(np.stack(joints).transpose(2, 1, 0)))
+
+
+def masks(*, frames: int, seed: int, camera: Camera) -> dict[str, NDArray[np.bool_]]:
+    """{frame name: (480, 640) bool} where the hand is in one camera's pictures of ``write_stb(frames, seed)``."""
+    return {
+        f"{sequence}/{camera}_{n}": view(cameras[camera], K[camera], IMAGE_SIZE, seed=seed, index=index).mask
+        for index, sequence, n, cameras in _moments(frames, seed)
+    }
+
+
+def to_stb(joints_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``mano`` joints (21, 3) in STB's order; the palm centre is midway between wrist and middle base.
+
+    With that palm the reader's wrist extrapolation (factor 2) gives the wrist back.
+    """
+    thumb_first = reorder(joints_mm, "mano", "thumb_first")
+    fingers = [thumb_first[1 + 4 * i : 5 + 4 * i] for i in range(5)]
+    palm = (thumb_first[0] + thumb_first[9]) / 2
+    return np.concatenate([palm[None], *fingers[::-1]])
+
+
+def encode_depth(depth_mm: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8 with depth = R + 256 G in whole mm."""
+    whole = depth_mm.round().astype(np.uint16)
+    return np.stack((whole & 255, whole >> 8, np.zeros_like(whole)), -1).astype(np.uint8)
+
+
+def mat_bytes(hand_para: NDArray[np.float64]) -> bytes:
+    """A MATLAB 5 file with the variable ``handPara`` and no date in its header."""
+    from scipy.io import savemat
+
+    file = io.BytesIO()
+    savemat(file, {"handPara": hand_para})
+    header = b"MATLAB 5.0 MAT-file, stand-in of the STB hand labels".ljust(116)
+    return header + file.getvalue()[116:]
+
+
+def _moments(frames: int, seed: int) -> Iterator[tuple[int, str, int, dict[Camera, Hand]]]:
+    """(index, sequence, number in it, the hand in each camera's frame)."""
+    for index in range(frames):
+        rng = np.random.default_rng((seed, index, 9))
+        place = rng.uniform((-20, -20, 620), (20, 20, 720))
+        # the middle of the stereo base, so that both of its cameras see the hand
+        left = sample_hand(seed, index, side="left", center_mm=(BASELINE_MM / 2 + place[0], place[1], place[2]))
+        color = sample_hand(seed, index, side="left", center_mm=(place[0], place[1], place[2] - 150))
+        depth = color.moved(color_to_depth)
+        yield (
+            index,
+            SEQUENCES[index % len(SEQUENCES)],
+            index // len(SEQUENCES),
+            {
+                "BB_left": left,
+                "BB_right": left.moved(left_to_right),
+                "SK_color": depth.moved(depth_to_color),
+                "SK_depth": depth,
+            },
+        )

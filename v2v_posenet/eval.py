@@ -1,0 +1,224 @@
+"""Evaluates V2V-PoseNet: ``python -m v2v_posenet.eval runs/v2v/standin/checkpoints/last.pt --data.root DIR``.
+
+Predicts every frame of a split, writes the predictions in the port's text format, reads that file back and scores it:
+the same code scores anyone's file. Ends with a table, ``metrics.json`` and a report with pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import DataError, exit_on_error
+from shared.options import parse
+from v2v_posenet.config import DataOptions, EvalConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from shared.datasets.base import FrameDataset
+    from v2v_posenet.inference import Predictor
+
+    Array = NDArray[np.float64]
+
+
+def main() -> None:
+    parsed = parse(
+        EvalConfig,
+        prog="python -m v2v_posenet.eval",
+        description="Evaluate checkpoints of V2V-PoseNet and write predictions, numbers and a report.",
+        positional="checkpoints",
+        positional_help="checkpoint files; several are averaged",
+    )
+    evaluate(parsed.options, parsed.yaml)
+
+
+def data_options(options: EvalConfig, trained: dict[str, Any], dataset: str) -> DataOptions:
+    """The training run's data options, with what the command line says instead."""
+    known = {f.name for f in dataclasses.fields(DataOptions)}
+    merged = {"dataset": dataset, **{k: v for k, v in trained.items() if k in known}}
+    given = {
+        "dataset": options.data.dataset,
+        "test_subject": options.data.test_subject,
+        "centers": options.data.centers,
+    }
+    merged |= {key: value for key, value in given.items() if value is not None}
+    return DataOptions(**{**merged, "root": options.data.root})
+
+
+def output_folder(options: EvalConfig) -> Path:
+    """``--out``, or ``eval`` in the run of the first checkpoint."""
+    if options.out:
+        return Path(options.out)
+    folder = Path(options.checkpoints[0]).resolve().parent
+    name = "eval" if options.split == "test" else "eval-train"
+    return (folder.parent if folder.name == "checkpoints" else folder) / name
+
+
+def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
+    """Predicts, writes, scores and reports; returns what is in ``metrics.json``.
+
+    Raises:
+        DataError: no checkpoint, checkpoints that do not belong together, bad data, a frame without a centre.
+    """
+    if not options.checkpoints:
+        raise DataError("no checkpoint given", remedy="name one: runs/v2v/<run>/checkpoints/last.pt")
+
+    import numpy as np
+    import torch
+
+    from shared.metrics import frame_error, joint_errors, success_rate
+    from shared.predictions import write_predictions
+    from shared.report import write_report
+    from shared.safe_io import atomic_write_text
+    from v2v_posenet.data import limited, open_frames
+    from v2v_posenet.inference import Predictor
+    from v2v_posenet.results import TEST_RESULT, TRAIN_RESULT, ground_truth_name, read_world, write_world
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    predictor = Predictor(options.checkpoints, device=device, precision=options.precision, refine=options.refine)
+    first = predictor.checkpoints[0]
+    data = data_options(options, first.extra.get("data", {}), first.dataset)
+    frames = limited(open_frames(data, options.split), options.data.limit)
+    print(frames.summary(), flush=True)
+
+    pred_mm, gt_mm, centers_mm = predict_all(predictor, frames, options, gt_centers=data.centers == "gt")
+    out = output_folder(options)
+    result = out / (TEST_RESULT if options.split == "test" else TRAIN_RESULT)
+    write_world(result, pred_mm, data.dataset)
+    uvd = np.concatenate([project_all(pred_mm, frames[0].K), pred_mm[..., 2:]], axis=-1)
+    write_predictions(out / "predictions_uvd.txt", uvd)
+    print(f"predictions: {result} (world mm) and predictions_uvd.txt (pixels and mm)")
+    if gt_mm is None:
+        print(f"{data.dataset} has no labels for the {options.split} split: nothing to score")
+        return {}
+    write_world(out / ground_truth_name(options.split, data.test_subject), gt_mm, data.dataset)
+
+    pred_mm = read_world(result, data.dataset)
+    errors = joint_errors(pred_mm, gt_mm)
+    thresholds = [10, 20, 30, 40, 50]
+    metrics: dict[str, Any] = {
+        "dataset": data.dataset,
+        "split": options.split,
+        "protocol": "camera-frame joint error, no alignment; centre: " + ("labels" if data.centers == "gt" else "file"),
+        "frames": len(errors),
+        "mean_error_mm": float(errors.mean()),
+        "median_error_mm": float(np.median(errors)),
+        "per_joint_error_mm": errors.mean(axis=0).tolist(),
+        "success_rate": dict(zip(map(str, thresholds), success_rate(errors, thresholds).tolist(), strict=True)),
+        "mean_of_worst_joint_mm": float(frame_error(errors, "max").mean()),
+        "joints_outside_cube": outside_share(gt_mm, centers_mm, first.cube_mm),
+        "checkpoints": [str(path) for path in options.checkpoints],
+    }
+    baseline_mm = None
+    if options.baseline:
+        baseline_mm = mean_pose(open_frames(data, "train"), data.centers == "gt") + centers_mm[:, None]
+        baseline = joint_errors(baseline_mm, gt_mm)
+        metrics["baseline_mean_pose_mm"] = float(baseline.mean())
+        metrics["ratio_to_baseline"] = metrics["mean_error_mm"] / metrics["baseline_mean_pose_mm"]
+    atomic_write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    atomic_write_text(out / "eval_config.yaml", config_yaml)
+    pictures = write_report(
+        out / "report.html",
+        title=f"V2V-PoseNet on {data.dataset} ({options.split})",
+        config={
+            "variant": first.variant,
+            "grid": first.grid,
+            **dataclasses.asdict(first.convention),
+            **run_facts(first),
+        },
+        gt_mm=gt_mm,
+        pred_mm=pred_mm,
+        baseline_mm=baseline_mm,
+        skeleton=first.skeleton,
+        frames=lambda index: frames[index],
+        notes=[frames.summary(), metrics["protocol"]],
+    )
+    print_table(metrics)
+    print(f"report:   {out / 'report.html'}")
+    for picture in pictures:
+        print(f"picture:  {picture}")
+    return metrics
+
+
+def predict_all(
+    predictor: Predictor, frames: FrameDataset, options: EvalConfig, *, gt_centers: bool
+) -> tuple[Array, Array | None, Array]:
+    """Predictions (N, J, 3), labels or None, centres (N, 3): OpenCV axes, mm, in the order of the data set."""
+    import numpy as np
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    loader: Any = DataLoader(
+        frames,  # type: ignore[arg-type]
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+        collate_fn=list,
+    )
+    pred, gt, centers = [], [], []
+    with tqdm(total=len(frames), unit="frame", desc="predict", mininterval=1.0) as bar:
+        for batch in loader:
+            if gt_centers:
+                batch = [dataclasses.replace(f, center_mm=f.joints_mm.mean(axis=0)) for f in batch]
+            pred.append(predictor.predict_frames(batch).joints_mm)
+            gt += [f.joints_mm for f in batch]
+            centers += [f.center_mm for f in batch]
+            bar.update(len(batch))
+    labelled = all(joints is not None for joints in gt)
+    return np.concatenate(pred), np.stack(gt) if labelled else None, np.stack(centers)
+
+
+def project_all(joints_mm: Array, K: Array) -> Array:
+    """(N, J, 2) pixels; joints at or behind the camera (a broken network's) go to the principal point."""
+    import numpy as np
+
+    from shared.camera import project
+
+    front = joints_mm[..., 2:] > 0
+    return project(np.where(front, joints_mm, [0.0, 0.0, 1.0]), K)
+
+
+def outside_share(joints_mm: Array, centers_mm: Array, cube_mm: float) -> float:
+    """Share of labelled joints that no network with this cube can reach."""
+    import numpy as np
+
+    return float((np.abs(joints_mm - centers_mm[:, None]) > cube_mm / 2).any(axis=-1).mean())
+
+
+def mean_pose(frames: FrameDataset, gt_centers: bool) -> Array:
+    """(J, 3) mean of (joint - centre) over a split, mm: what predicts without looking at the picture."""
+    import numpy as np
+
+    from v2v_posenet.data import Subset
+
+    base, index = (frames.frames, frames.indices) if isinstance(frames, Subset) else (frames, slice(None))
+    joints, centers = getattr(base, "joints_mm", None), getattr(base, "centers_mm", None)
+    if joints is None:
+        raise DataError("the training split has no labels for a mean pose", remedy="use --no-baseline")
+    joints = joints[index]
+    if gt_centers or centers is None:
+        return np.asarray((joints - joints.mean(axis=1, keepdims=True)).mean(axis=0))
+    return np.asarray((joints - centers[index][:, None]).mean(axis=0))
+
+
+def run_facts(checkpoint: Any) -> dict[str, Any]:
+    return {key: checkpoint.extra[key] for key in ("epoch", "step") if key in checkpoint.extra}
+
+
+def print_table(metrics: dict[str, Any]) -> None:
+    """The numbers a reader looks for first."""
+    print(f"\n{metrics['dataset']} {metrics['split']}: {metrics['frames']} frames, {metrics['protocol']}")
+    print(f"  mean joint error      {metrics['mean_error_mm']:8.2f} mm (median {metrics['median_error_mm']:.2f})")
+    if "baseline_mean_pose_mm" in metrics:
+        ratio = metrics["ratio_to_baseline"]
+        print(f"  mean-pose baseline    {metrics['baseline_mean_pose_mm']:8.2f} mm (ours is {ratio:.2f} of it)")
+    rates = "  ".join(f"{t} mm {100 * rate:5.1f} %" for t, rate in metrics["success_rate"].items())
+    print(f"  frames whose worst joint is within   {rates}")
+    print(f"  labelled joints outside the cube     {100 * metrics['joints_outside_cube']:.2f} %\n")
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

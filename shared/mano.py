@@ -19,17 +19,13 @@ from torch import Tensor, nn
 
 from shared.errors import DataError
 from shared.safe_io import MIB, atomic_path, load_npz, load_restricted_pickle
+from shared.skeletons import SKELETONS, order
 
 Array = NDArray[np.float64]
 Side = Literal["right", "left"]
 
 PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
-JOINT_NAMES = (
-    "wrist",
-    *(f"{finger}_{part}" for finger in ("index", "middle", "pinky", "ring") for part in ("mcp", "pip", "dip")),
-    *("thumb_cmc", "thumb_mcp", "thumb_ip"),
-    *(f"{finger}_tip" for finger in ("thumb", "index", "middle", "ring", "pinky")),
-)
+JOINT_NAMES = SKELETONS["mano"].joints
 """The 21 joints in the order "mano": MANO's chain (pinky before ring), then the tips, thumb first."""
 
 TIPS: dict[str, tuple[int, int, int, int, int]] = {
@@ -43,13 +39,9 @@ TIPS: dict[str, tuple[int, int, int, int, int]] = {
 """Fingertip vertices (thumb, index, middle, ring, pinky) of each package or data set."""
 
 ORDERS: dict[str, tuple[int, ...]] = {
-    "mano": tuple(range(21)),
-    # wrist, then thumb to pinky from base to tip: manopth, OpenPose, FreiHAND, DexYCB
-    "thumb_first": (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20),
-    # tips put behind their chains; the decoder of the wild paper
-    "wild": (0, 1, 2, 3, 17, 4, 5, 6, 18, 7, 8, 9, 20, 10, 11, 12, 19, 13, 14, 15, 16),
+    name: tuple(order("mano", name).tolist()) for name in ("mano", "thumb_first", "wild", "msra", "hands2017")
 }
-"""Joint orders as gather lists over :data:`JOINT_NAMES`."""
+"""Joint orders of :mod:`shared.skeletons` that the layer can give, as gather lists over :data:`JOINT_NAMES`."""
 
 PALM_VERTS = (22, 95)  # back and palm side of the middle of the palm
 STANDIN = Path(__file__).parent / "standin" / "hand.npz"
@@ -333,7 +325,7 @@ class ManoLayer(nn.Module):
         flat_hand_mean: True: zero articulation is the flat hand; False: the mean pose is added. Packages disagree on
             their default (manopth True; the official model and smplx False), so there is none here.
         tips: fingertip vertices by name (:data:`TIPS`), five ids of your own, or None for the 16 joints alone.
-        joint_order: ``"mano"``, ``"thumb_first"`` or ``"wild"`` (:data:`ORDERS`); ``"mano"`` if ``tips`` is None.
+        joint_order: a name of :data:`ORDERS`, such as ``"thumb_first"``; ``"mano"`` if ``tips`` is None.
         unit: of the outputs **and** of ``transl``.
         center_joint: this joint (number in ``joint_order``) is moved to the origin, unless a translation other than
             zero is given; the translation then places the hand instead (manopth's rule, decided for the whole batch).

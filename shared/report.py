@@ -108,7 +108,7 @@ def plot_per_joint(errors: Mapping[str, Array], skeleton: str, path: str | Path,
 
 
 def plot_joint_accuracy(e: Array, skeleton: str, path: str | Path) -> None:
-    """A curve per joint, as PNG: share of frames whose error of that joint is below 0..100 mm (strictly, 100 values)."""
+    """A curve per joint, as PNG: share of frames whose error of it is below 0..100 mm (strictly, 100 values)."""
     bones = skeletons.get(skeleton)
     if e.shape[1] != len(bones):
         raise DataError(f"the {skeleton} order has {len(bones)} joints, the errors {e.shape[1]}")

@@ -127,6 +127,9 @@ def score_arrays(
         "success_rate_mean_joint": rates["mean"],
         "success_rate_all_joints": rates["joint"],
         "auc": by_alignment[protocol.alignments[0]]["auc"],
+        "auc_by_grid": {
+            name: metrics.auc(e, *grid) for name, grid in metrics.AUC_GRIDS.items() if ("px" in name) == (unit == "px")
+        },
         "alignments": by_alignment,
     }
     if protocol.below:
@@ -215,7 +218,7 @@ def _score_text(protocol: Protocol, options: Options, gt_path: Path, paths: list
     results = []
     for path in paths:
         # The bound leaves room for files of a larger set, so that the message can name their true number of rows.
-        rows = read_rows(path, joints, protocol.dims, max_rows=len(gt) + 200_000).values
+        rows = read_rows(path, joints, protocol.dims, max_rows=len(gt) + 80_000).values
         wanted = part.stop - part.start
         if len(rows) == len(gt):
             rows = rows[part]
@@ -240,7 +243,7 @@ def _score_dexycb(protocol: Protocol, gt_path: Path, paths: list[Path]) -> list[
         raise DataError("every frame is marked -1: nothing to score", path=gt_path)
     results = []
     for path in paths:
-        found, pred = read_dexycb(path, max_rows=len(labelled) + 200_000)
+        found, pred = read_dexycb(path, max_rows=len(labelled) + 80_000)
         where = {frame: row for row, frame in enumerate(found.tolist())}
         missing = [frame for frame in index.tolist() if frame not in where]
         if missing:

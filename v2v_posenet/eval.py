@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from shared.datasets.base import FrameDataset
+    from shared.datasets.base import Frame, FrameDataset
     from v2v_posenet.inference import Predictor
 
     Array = NDArray[np.float64]
@@ -121,7 +121,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
         metrics["ratio_to_baseline"] = metrics["mean_error_mm"] / metrics["baseline_mean_pose_mm"]
     atomic_write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     atomic_write_text(out / "eval_config.yaml", config_yaml)
-    pictures = write_report(
+    page = write_report(
         out / "report.html",
         title=f"V2V-PoseNet on {data.dataset} ({options.split})",
         config={
@@ -134,12 +134,12 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
         pred_mm=pred_mm,
         baseline_mm=baseline_mm,
         skeleton=first.skeleton,
-        frames=lambda index: frames[index],
+        frames=lambda index: picture_of(frames[index]),
         notes=[frames.summary(), metrics["protocol"]],
     )
     print_table(metrics)
-    print(f"report:   {out / 'report.html'}")
-    for picture in pictures:
+    print(f"report:   {page}")
+    for picture in sorted(out.glob("report_*.png")):
         print(f"picture:  {picture}")
     return metrics
 
@@ -179,6 +179,14 @@ def project_all(joints_mm: Array, K: Array) -> Array:
 
     front = joints_mm[..., 2:] > 0
     return project(np.where(front, joints_mm, [0.0, 0.0, 1.0]), K)
+
+
+def picture_of(frame: Frame) -> tuple[NDArray[Any], Array]:
+    """The depth crop of a frame and its own pinhole matrix."""
+    from shared.camera import crop_K
+
+    assert frame.depth_mm is not None
+    return frame.depth_mm, crop_K(frame.K, *frame.crop_xy)
 
 
 def outside_share(joints_mm: Array, centers_mm: Array, cube_mm: float) -> float:

@@ -40,6 +40,7 @@ PRESETS: dict[str, tuple[float, float, float, float]] = {  # fx, fy, u0, v0 of t
     "hands2017": (475.065948, 475.065857, 315.944855, 245.287079),
     "itop": (1 / 0.0035, 1 / 0.0035, 160.0, 120.0),
 }
+PRESET_SIZES = dict.fromkeys(PRESETS, (320, 240)) | dict.fromkeys(("nyu", "hands2017"), (640, 480))  # width, height
 
 
 @dataclass
@@ -411,13 +412,20 @@ def predict(options: Predict, progress: bool = True) -> list[tuple[Path, str]]:
             )
             atomic_write_text(out / f"{name}.json", json.dumps(content, indent=1) + "\n")
             if options.overlay:
-                save_overlay(out / f"{name}_joints.png", frame, found.uv[i], predictor.skeleton)
+                save_overlay(out / f"{name}_joints.png", frame, found.uv[i], finder.cube_mm)
         finder.previous_mm = found.joints_mm[-1]
         waiting.clear()
 
     for index, (path, name) in enumerate(tqdm(images, desc="images", disable=not progress or len(images) == 1)):
         try:
             image = read_image(path, options.depth_scale)
+            if options.dataset is not None and image.image_size != PRESET_SIZES[options.dataset]:
+                has, needs = ("{}x{}".format(*size) for size in (image.image_size, PRESET_SIZES[options.dataset]))
+                raise DataError(
+                    f"the image has {has} pixels, the camera of {options.dataset} {needs}",
+                    path=path,
+                    remedy="give the intrinsics of the camera that took it",
+                )
             center, source = finder.find(image, index)
         except DataError as error:
             text = str(error)
@@ -492,9 +500,14 @@ def make_frame(image: DepthImage, K: NDArray[np.float64], center: NDArray[np.flo
     )
 
 
-def save_overlay(path: Path, frame: Any, uv: NDArray[np.float64], skeleton: str) -> None:
-    """The depth map with the joints drawn on it."""
-    raise NotImplementedError
+def save_overlay(path: Path, frame: Frame, uv: NDArray[np.float64], cube_mm: float) -> None:
+    """The depth map, grey within the cube, with the joints drawn on it, as a PNG; small images twice as large."""
+    from shared import draw
+
+    assert frame.center_mm is not None
+    picture = draw.depth_to_rgb(frame.full_depth_mm(), center_mm=float(frame.center_mm[2]), cube_mm=cube_mm)
+    scale = 2 if frame.image_size[0] < 640 else 1
+    draw.save(path, draw.draw_skeleton(picture, uv, frame.skeleton, scale=scale))
 
 
 def _device(options: Predict) -> str:

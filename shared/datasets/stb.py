@@ -23,10 +23,7 @@ Page: https://github.com/zhjwustc/icip17_stereo_hand_pose_dataset
 
 from __future__ import annotations
 
-import io
 import re
-import struct
-import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +33,7 @@ from numpy.typing import NDArray
 from shared.datasets.base import Frame
 from shared.datasets.images import read_rgb
 from shared.datasets.labels import find_folder
+from shared.datasets.matlab import read_array
 from shared.errors import DataError, MissingFileError
 
 PAGE = "https://github.com/zhjwustc/icip17_stereo_hand_pose_dataset"
@@ -113,28 +111,11 @@ def read_labels(path: str | Path) -> NDArray[np.float64]:
         MissingFileError: there is no such file.
         DataError: not a MATLAB 5 file with a finite numeric ``handPara`` of shape (3, 21, n).
     """
-    from scipy.io import loadmat, whosmat
-
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError("no such label file", path=path, remedy=f"download: {PAGE}")
-    data = _inflated(path)
-    try:
-        shapes = {name: (shape, kind) for name, shape, kind in whosmat(io.BytesIO(data))}
-        shape, kind = shapes.get("handPara", ((), "missing"))
-        usable = len(shape) == 3 and shape[:2] == (3, 21) and 0 < shape[2] <= 100_000
-        if not usable or not (kind in ("double", "single") or kind.startswith(("int", "uint"))):
-            raise DataError(
-                f"expected a numeric handPara of shape (3, 21, n), got {kind} {tuple(shape)} among "
-                f"{', '.join(sorted(shapes))[:80] or 'no variables'}",
-                path=path,
-                remedy=f"official labels: {PAGE}",
-            )
-        values = np.asarray(loadmat(io.BytesIO(data), variable_names=["handPara"])["handPara"], np.float64)
-    except DataError:
-        raise
-    except Exception as error:  # scipy's reader raises all kinds of exceptions on damaged files
-        raise DataError(f"not a readable MATLAB file ({error})", path=path, remedy="unpack it again") from None
+    values = read_array(path, "handPara")
+    if values.ndim != 3 or values.shape[:2] != (3, 21) or values.shape[2] == 0:
+        raise DataError(
+            f"expected handPara of shape (3, 21, n), got {values.shape}", path=path, remedy=f"official labels: {PAGE}"
+        )
     if not np.isfinite(values).all():
         raise DataError("handPara holds values that are not finite", path=path)
     return np.ascontiguousarray(values.transpose(2, 1, 0))
@@ -264,39 +245,3 @@ class Stb:
             f"STB {self.split} {self.camera}: {len(self)} frames, joint 0 is the {joint}; skipped "
             f"{self.missing_images} labels without picture{self._missing()}"
         )
-
-
-def _inflated(path: Path, limit: int = 32 * 2**20) -> bytes:
-    """The file with its compressed elements inflated, refused above ``limit`` bytes (a real one has 0.8 MB).
-
-    scipy would inflate whatever a few bytes claim. What it is given has been bounded here.
-    """
-    size = path.stat().st_size
-    if size > limit:
-        raise DataError(f"{size} bytes, expected a label file of at most {limit}", path=path)
-    data = path.read_bytes()
-    if data.startswith(b"\x89HDF"):
-        raise DataError("a MATLAB 7.3 (HDF5) file, expected MATLAB 5", path=path, remedy="save it with -v7 in MATLAB")
-    if len(data) < 136 or data[126:128] not in (b"IM", b"MI"):
-        raise DataError("not a MATLAB 5 file", path=path, remedy="unpack it again")
-    order = "<" if data[126:128] == b"IM" else ">"
-    parts, at = [data[:128]], 128
-    total = 128
-    while at + 8 <= len(data):
-        kind, count = struct.unpack_from(f"{order}II", data, at)
-        end = at + 8 + count
-        if end > len(data):
-            raise DataError(f"truncated: an element of {count} bytes at byte {at}", path=path, remedy="unpack it again")
-        if kind == 15:  # miCOMPRESSED: one whole element, tag included
-            inflater = zlib.decompressobj()
-            try:
-                parts.append(inflater.decompress(data[at + 8 : end], limit - total + 1))
-            except zlib.error as error:
-                raise DataError(f"damaged compressed element ({error})", path=path, remedy="unpack it again") from None
-        else:
-            parts.append(data[at:end])
-        total += len(parts[-1])
-        if total > limit:
-            raise DataError(f"inflates to more than {limit} bytes", path=path, remedy="unpack it again")
-        at = end
-    return b"".join(parts)

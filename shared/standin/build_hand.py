@@ -361,11 +361,11 @@ def relax(verts: Array, faces: Index, rounds: int = 60) -> tuple[Array, Index]:
             near = adjacency(faces, len(verts))
         # Long edges pull more, in units of the wanted spacing, so that crowded places spread out.
         length = np.linalg.norm(verts[:, None] - verts, axis=2) / _spacing(verts)
-        weight = near * length
+        weight = near * length**2
         mean = weight @ verts / weight.sum(1, keepdims=True)
         move, normal = mean - verts, _gradient(verts)
         move -= (move * normal).sum(1, keepdims=True) * normal  # along the skin only
-        verts = np.where(pinned[:, None], verts, verts + 0.5 * move)
+        verts = np.where(pinned[:, None], verts, verts + 0.35 * move)
         loop = verts[rim]
         for _ in range(3):  # equal steps along the rim
             ahead, back = np.roll(loop, -1, 0), np.roll(loop, 1, 0)
@@ -526,7 +526,7 @@ def flexion_axes() -> tuple[Array, Array]:
         bones = np.diff(chains[name], axis=0)
         bones /= np.linalg.norm(bones, axis=1, keepdims=True)
         # The thumb bends across the palm: its own "palm side" looks down and to the little finger.
-        palm = np.array([0.35, -0.55, -0.75]) if name == "thumb" else np.array([0.0, -1.0, 0.0])
+        palm = np.array([0.45, -0.3, -0.85]) if name == "thumb" else np.array([0.0, -1.0, 0.0])
         for bone in bones:
             axis = np.cross(bone, palm)
             flex.append(axis / np.linalg.norm(axis))

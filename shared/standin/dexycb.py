@@ -19,9 +19,9 @@ from PIL import Image
 
 from shared.camera import project
 from shared.errors import DataError
-from shared.mano import ORDERS, load_mano, mirror_model
+from shared.mano import ORDERS
 from shared.safe_io import atomic_path, atomic_write_text
-from shared.standin.grasp import Float, Side, place_in_view, sample_grasp, take_picture
+from shared.standin.grasp import Float, Side, model, place_in_view, sample_grasp, take_picture
 
 SIZE = (640, 480)
 SUBJECTS = ("20200709-subject-01", "20200820-subject-03")
@@ -61,7 +61,7 @@ def write_dexycb(root: str | Path, *, frames: int = 24, seed: int = 0, unlabelle
     if frames < 1 or unlabelled < 0:
         raise DataError(f"expected frames >= 1 and unlabelled >= 0, got {frames} and {unlabelled}")
     root = Path(root)
-    each = -(-frames // (len(SUBJECTS) * SEQUENCES * len(SERIALS)))
+    each = frames_per_folder(frames)
     for serial, (fx, fy, cx, cy) in _INTRINSICS.items():
         camera = {"fx": fx, "fy": fy, "ppx": cx, "ppy": cy}
         depth = {"fx": 0.63 * fx, "fy": 0.63 * fy, "ppx": cx + 9, "ppy": cy - 7}
@@ -95,6 +95,11 @@ def write_dexycb(root: str | Path, *, frames: int = 24, seed: int = 0, unlabelle
             _write_yaml(root / "calibration" / f"mano_{calibration}" / "mano.yml", {"betas": betas.tolist()})
 
 
+def frames_per_folder(frames: int) -> int:
+    """How many frames each camera folder gets so that there are at least ``frames``."""
+    return -(-frames // (len(SUBJECTS) * SEQUENCES * len(SERIALS)))
+
+
 def _write_frame(
     folder: Path,
     serial: str,
@@ -112,9 +117,8 @@ def _write_frame(
     center = place_in_view(np.random.default_rng((seed, index, 40)), K, SIZE, (600.0, 850.0))
     grasp = sample_grasp(seed, index, tips="manopth", center_mm=center, side=side, subject=subject)
     picture = take_picture(grasp, K, SIZE, seed=seed, index=index)
-    model = load_mano("standin") if side == "right" else mirror_model(load_mano("standin"))
     # coefficients c with hands_mean + c @ hands_components = the angles of the flat-mean pose; the rows are orthonormal
-    coefficients = np.linalg.solve(model.hands_components.T, grasp.pose[3:] - model.hands_mean)
+    coefficients = np.linalg.solve(model(side).hands_components.T, grasp.pose[3:] - model(side).hands_mean)
     joints_m = grasp.joints_mm[list(ORDERS["thumb_first"])] / 1000
     labels: dict[str, NDArray[Any]] = {
         "seg": np.where(picture.seg == 1, ycb_ids[0], picture.seg).astype(np.uint8),

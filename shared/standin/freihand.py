@@ -14,10 +14,9 @@ from PIL import Image
 
 from shared.camera import project
 from shared.errors import DataError
-from shared.mano import ORDERS, load_mano
+from shared.mano import ORDERS
 from shared.safe_io import atomic_path, atomic_write_text
-from shared.standin.grasp import sample_grasp, take_picture
-from shared.standin.render import noise_background
+from shared.standin.grasp import model, room, sample_grasp, take_picture
 
 SIZE = (224, 224)
 VERSIONS = 4
@@ -48,14 +47,14 @@ def write_freihand(root: str | Path, *, frames: int = 4, seed: int = 0) -> None:
             for version in range(VERSIONS if split == "training" else 1):
                 rgb = picture.rgb
                 if version:  # another room; what is not background stays
-                    other = noise_background(SIZE, np.random.default_rng((seed, index, 51, version)))
+                    other = room(SIZE, np.random.default_rng((seed, index, 51, version)))
                     rgb = np.where((picture.seg > 0)[..., None], rgb, other)
                 _save(root / split / "rgb" / f"{sample + version * count:08d}.jpg", rgb)
             if split == "training":
                 _save(root / split / "mask" / f"{sample:08d}.jpg", np.repeat(hand[..., None], 3, 2) * np.uint8(255))
             joints_m = grasp.joints_mm[list(ORDERS["thumb_first"])] / 1000
             pose = grasp.pose.copy()
-            pose[3:] -= load_mano("standin").hands_mean
+            pose[3:] -= model("right").hands_mean
             # 61 numbers: what the last three mean is a hypothesis, the wrist's pixel and its depth
             mano = [*pose, *grasp.betas, *project(joints_m[0], K), joints_m[0, 2]]
             lists["K"].append(K.tolist())

@@ -245,13 +245,13 @@ def skin_colors(rest_verts: NDArray[np.floating], rng: np.random.Generator) -> N
 
 
 def noise_background(image_size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8: smooth coloured noise at several scales, in place of a room."""
+    """(h, w, 3) uint8: smooth noise of muted colours at several scales, in place of a room."""
     from scipy.ndimage import zoom
 
     width, height = image_size
-    picture = np.broadcast_to(rng.uniform(30, 200, 3), (height, width, 3)).copy()
+    picture = np.broadcast_to(rng.uniform(50, 190) + rng.normal(0, 15, 3), (height, width, 3)).copy()
     for cells, strength in ((3, 60.0), (8, 30.0), (24, 12.0)):
-        coarse = rng.normal(0, strength, (cells, cells, 3))
+        coarse = strength * (rng.normal(size=(cells, cells, 1)) + 0.35 * rng.normal(size=(cells, cells, 3)))
         picture += zoom(coarse, (height / cells, width / cells, 1), order=1, grid_mode=True, mode="nearest")
     return np.asarray(picture.clip(0, 255), np.uint8)
 

@@ -8,6 +8,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from shared.camera import project
 from shared.datasets import dexycb
-from shared.datasets.base import FrameDataset
+from shared.datasets.base import Frame, FrameDataset
+from shared.datasets.mirror import mirror_frame
 from shared.errors import DataError, MissingFileError
+from shared.mano import load_mano, mirror_model
+from shared.standin.dexycb import frames_per_folder, write_dexycb
+from tests.shared.rgbd_checks import depth_agreement, mano_of, share_on, surface
 
 K = np.array([[616.641, 0, 308.548], [0, 616.258, 248.523], [0, 0, 1]])
 INTRINSICS = """color:
@@ -457,3 +463,100 @@ def test_labels_that_changed_after_opening(own_tree: Path) -> None:
     np.savez(data.path(data.names()[0], "labels"), **labels(np.random.default_rng(0), **NO_HAND))
     with pytest.raises(DataError, match="the label is gone"):
         data[0]
+
+
+# ------------------------------------------------------------------------------------------------ stand-in round trips
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("standin")
+    write_dexycb(root, seed=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def frames(standin: Path) -> list[Frame]:
+    right = load_mano("standin")
+    components = {"right": right.hands_components, "left": mirror_model(right).hands_components}
+    data = dexycb.open(standin, "s0_train", hands_components=components, seg=True)
+    return [data[i] for i in range(len(data))]
+
+
+def test_the_standin_is_in_the_official_format(standin: Path) -> None:
+    text = (standin / "calibration" / "intrinsics" / "836212060125_640x480.yml").read_text()
+    assert "extrinsics: !!python/tuple\n- 1.0\n" in text
+    labels = np.load(standin / dexycb.SUBJECTS[0] / "20200709_140100" / "836212060125" / "labels_000000.npz")
+    shapes = {key: (labels[key].shape, labels[key].dtype.name) for key in labels}
+    assert shapes == {
+        "seg": ((480, 640), "uint8"),
+        "pose_y": ((1, 3, 4), "float32"),
+        "pose_m": ((1, 51), "float32"),
+        "joint_3d": ((1, 21, 3), "float32"),
+        "joint_2d": ((1, 21, 2), "float32"),
+    }
+    data = dexycb.open(standin, "s0_train")
+    assert (len(data), data.unlabelled) == (2 * 5 * 2 - 1, 1)
+    assert (
+        len(dexycb.open(standin, "s0_val", missing="skip")) == len(dexycb.open(standin, "s0_test", missing="skip")) == 2
+    )
+
+
+def test_mano_parameters_give_the_labels(frames: list[Frame]) -> None:
+    sides = set()
+    for frame in frames:
+        sides.add(frame.side)
+        _, joints = mano_of(frame, "manopth", "thumb_first")
+        difference = np.abs(joints - frame.joints_mm).max()
+        print(f"{frame.name} {frame.side}: MANO joints max diff {difference:.3g} mm")
+        assert difference < 0.01
+        swapped = replace(frame, side="left" if frame.side == "right" else "right")
+        assert np.abs(mano_of(swapped, "manopth", "thumb_first")[1] - frame.joints_mm).max() > 10
+        flat = replace(frame, extra=frame.extra | {"flat_hand_mean": True})
+        assert np.abs(mano_of(flat, "manopth", "thumb_first")[1] - frame.joints_mm).max() > 5
+    assert sides == {"right", "left"}
+
+
+def test_left_hands_become_right_hands(frames: list[Frame]) -> None:
+    tip = 12  # the middle finger's, another vertex on the left hand
+    for frame in (f for f in frames if f.side == "left"):
+        right = mirror_frame(frame)
+        assert right.joints_mm is not None
+        _, joints = mano_of(right, "manopth", "thumb_first")
+        error = np.linalg.norm(joints - right.joints_mm, axis=1)
+        assert np.delete(error, tip).max() < 0.01
+        assert error[tip] < 15
+        assert share_on(right.extra["seg"] > 0, right.joints_mm, right.K) == 1
+
+
+def test_labels_lie_on_the_pictures(frames: list[Frame]) -> None:
+    flipped, on_hand = [], []
+    for frame in frames:
+        assert frame.joints_mm is not None
+        seg = frame.extra["seg"]
+        assert share_on(seg > 0, frame.joints_mm, frame.K) == 1
+        on_hand.append(share_on(seg == 255, frame.joints_mm, frame.K))
+        flipped += [share_on(seg > 0, frame.joints_mm * sign, frame.K) for sign in ([-1, 1, 1], [1, -1, 1])]
+        np.testing.assert_allclose(project(frame.joints_mm, frame.K), frame.keypoints_2d, atol=1e-3)
+        verts, _ = mano_of(frame, "manopth", "thumb_first")
+        same, behind = depth_agreement(frame, verts, 0.7)  # stored in whole millimetres
+        assert same > 0.3
+        assert behind == 0
+        hand = surface(frame, verts) > 0
+        assert set(np.unique(seg[hand])) <= {255, frame.extra["ycb_ids"][0]}
+        assert not (seg[~hand] == 255).any()
+        centre = frame.extra["T_cam_objects"][0, :3, 3]
+        assert share_on(seg > 0, centre[None], frame.K) == 1
+    assert np.mean(on_hand) > 0.6
+    assert np.mean(flipped) < 0.5
+
+
+def test_standin_is_reproducible_and_checks_its_options(standin: Path, tmp_path: Path) -> None:
+    write_dexycb(tmp_path, seed=2)
+    files = [p for p in standin.rglob("*") if p.is_file()]
+    assert len(files) == 24 * 3 + 12 + 4 + 2  # frames, sequences, calibrations of two sides, cameras
+    for path in files:
+        assert path.read_bytes() == (tmp_path / path.relative_to(standin)).read_bytes(), path
+    assert [frames_per_folder(n) for n in (1, 24, 25)] == [1, 1, 2]
+    with pytest.raises(DataError, match="expected frames >= 1"):
+        write_dexycb(tmp_path, frames=0)

@@ -125,7 +125,7 @@ def test_3d_view_sees_the_hand_from_the_cameras_side():
 
 def test_3d_view_of_two_hands_and_hidden_joints():
     rng = np.random.default_rng(0)
-    a, b = rng.normal(scale=40, size=(2, 16, 3)) + [0, 0, 400]
+    a, b = rng.normal(scale=40, size=(2, 16, 3)) + np.array([0, 0, 400])
     two = draw.skeleton_3d([a, b], "icvl")
     assert (np.abs(two.astype(int) - draw.GREY) < 8).all(-1).any()
     red = (np.abs(two.astype(int) - [255, 0, 0]) < 8).all(-1)

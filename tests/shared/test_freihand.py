@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shared.camera import project
 from shared.datasets import freihand
 from shared.datasets.base import FrameDataset
 from shared.errors import DataError, MissingFileError
+from shared.standin.freihand import write_freihand
+from tests.shared.rgbd_checks import mano_of, share_on, surface
 
 
 def write(path: Path, values: object) -> Path:
@@ -177,3 +180,63 @@ def test_absent_files(own_tree: Path) -> None:
 def test_unknown_options(tree: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         freihand.open(**({"root": tree, "split": "training"} | options))
+
+
+# ------------------------------------------------------------------------------------------------ stand-in round trips
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("standin")
+    write_freihand(root, frames=6, seed=4)
+    return root
+
+
+def test_the_standin_holds_what_it_should(standin: Path) -> None:
+    assert len(list((standin / "training" / "rgb").iterdir())) == 24
+    assert len(freihand.open(standin, "training", versions=range(4))) == 24
+    assert np.array(json.loads((standin / "training_mano.json").read_text())).shape == (6, 1, 61)
+    first, other = (freihand.open(standin, "training", versions=(k,), mask=True)[0] for k in (0, 1))
+    assert first.rgb is not None
+    assert other.rgb is not None
+    mask = first.extra["mask"]
+    difference = np.abs(first.rgb.astype(int) - other.rgb).mean(-1)
+    assert difference[mask].mean() < 4  # JPEG
+    assert difference[~mask].mean() > 20
+
+
+@pytest.mark.parametrize("split", ["training", "evaluation"])
+def test_labels_lie_on_the_pictures(standin: Path, split: str) -> None:
+    data = freihand.open(standin, split, mask=split == "training", verts=True)  # type: ignore[arg-type]
+    flipped = []
+    for i in range(len(data)):
+        frame = data[i]
+        assert frame.joints_mm is not None
+        assert frame.verts_mm is not None
+        verts, joints = mano_of(frame, "freihand", "thumb_first")
+        print(f"{frame.name}: MANO joints max diff {np.abs(joints - frame.joints_mm).max():.3g} mm")
+        np.testing.assert_allclose(joints, frame.joints_mm, atol=1e-3)
+        np.testing.assert_allclose(verts, frame.verts_mm, atol=1e-3)
+        assert np.abs(mano_of(frame, "manopth", "thumb_first")[1] - frame.joints_mm).max() > 0.3
+        np.testing.assert_allclose(np.linalg.norm(frame.joints_mm[10] - frame.joints_mm[9]), frame.extra["scale_mm"])
+        np.testing.assert_allclose(project(frame.joints_mm[0], frame.K), frame.extra["uv_root"])
+        if split == "training":
+            mask = frame.extra["mask"]
+            hand = surface(frame, frame.verts_mm) > 0
+            assert not (mask & ~hand).any() or (mask & ~hand).mean() < 0.002
+            if i % 2 == 0:  # nothing hides these hands
+                assert share_on(mask, frame.joints_mm, frame.K) == 1
+                flipped += [share_on(mask, frame.joints_mm * sign, frame.K) for sign in ([-1, 1, 1], [1, -1, 1])]
+    if split == "training":
+        assert np.mean(flipped) < 0.9
+
+
+def test_standin_is_reproducible_and_checks_its_options(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_freihand(tmp_path / name, frames=1, seed=1)
+    files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    assert len(files) == 4 + 1 + 2 + 10
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
+    with pytest.raises(DataError, match="expected frames >= 1"):
+        write_freihand(tmp_path / "c", frames=0)

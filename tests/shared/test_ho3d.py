@@ -6,9 +6,11 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from shared.camera import project
 from shared.datasets import ho3d
 from shared.datasets.base import FrameDataset
 from shared.errors import DataError, MissingFileError
+from shared.standin.ho3d import write_ho3d
+from tests.shared.rgbd_checks import depth_agreement, mano_of, share_on
 
 K = np.float32([[617.343, 0, 312.42], [0, 617.343, 241.42], [0, 0, 1]])
 
@@ -420,3 +425,99 @@ def test_labels_that_changed_after_opening(own_tree: Path) -> None:
     dump(path, evaluation_meta(handJoints3D=None))
     with pytest.raises(DataError, match="the label is gone"):
         data[0]
+
+
+# ------------------------------------------------------------------------------------------------ stand-in round trips
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("standin")
+    write_ho3d(root, frames=6, seed=3)
+    return root
+
+
+def test_the_standin_is_in_the_official_format(standin: Path) -> None:
+    raw = (standin / "train" / "SS1" / "meta" / "0000.pkl").read_bytes()
+    assert raw[:2] == b"\x80\x02"
+    names = set(re.findall(rb"c([a-zA-Z_.]+\n[a-zA-Z_]+)\n", raw))
+    assert names == {
+        b"numpy.core.multiarray\n_reconstruct",
+        b"numpy\nndarray",
+        b"numpy\ndtype",
+        b"_codecs\nencode",
+    }
+    assert Image.open(standin / "train" / "SS1" / "depth" / "0000.png").mode == "RGB"
+    assert sorted(p.name for p in standin.iterdir()) == [
+        "evaluation",
+        "evaluation.txt",
+        "evaluation_verts.json",
+        "evaluation_xyz.json",
+        "train",
+        "train.txt",
+    ]
+    data = ho3d.open(standin, "train")
+    assert (len(data), data.unlabelled) == (6, 1)
+    assert data.names() != sorted(data.names())
+
+
+def test_mano_parameters_give_the_labels(standin: Path) -> None:
+    for frame in ho3d.open(standin, "train"):  # type: ignore[attr-defined]
+        _, joints = mano_of(frame, "ho3d", "mano")
+        difference = np.abs(joints - frame.joints_mm).max()
+        print(f"{frame.name}: MANO joints max diff {difference:.3g} mm")
+        assert difference < 0.01
+        # the layer of another package's tips, an unconverted pose and the flat-mean mix-up would all be noticed
+        assert np.abs(mano_of(frame, "manopth", "mano")[1] - frame.joints_mm)[16:].max() > 0.3
+        wrong = replace(frame, extra=frame.extra | {"flat_hand_mean": False})
+        assert np.abs(mano_of(wrong, "ho3d", "mano")[1] - frame.joints_mm).max() > 5
+        path = standin / "train" / (frame.name.replace("/", "/meta/") + ".pkl")
+        meta = ho3d.read_meta(path)
+        still = replace(frame, extra=frame.extra | {"pose": np.zeros(48), "transl_mm": np.zeros(3)})
+        rest = mano_of(still, "ho3d", "mano")
+        raw = pickle.loads(path.read_bytes())
+        pose, transl = ho3d.mano_to_opencv(raw["handPose"], meta.hand_trans_mm, rest[1][0])
+        np.testing.assert_allclose(transl, frame.joints_mm[0] - rest[1][0], atol=1e-3)
+        np.testing.assert_allclose(pose, frame.extra["pose"], atol=1e-12)
+
+
+@pytest.mark.parametrize("split", ["train", "evaluation"])
+def test_labels_lie_on_the_pictures(standin: Path, split: str) -> None:
+    data = ho3d.open(standin, split, verts=split == "evaluation")  # type: ignore[arg-type]
+    flipped = []
+    for i in range(len(data)):
+        frame = data[i]
+        assert frame.depth_mm is not None
+        assert frame.joints_mm is not None
+        seen = (frame.depth_mm > 0) & (frame.depth_mm < 950)  # hand and object in front of the wall
+        assert share_on(seen, frame.joints_mm, frame.K) == 1
+        flipped += [share_on(seen, frame.joints_mm * sign, frame.K) for sign in ([-1, 1, 1], [1, -1, 1])]
+        verts = mano_of(frame, "ho3d", "mano")[0] if split == "train" else frame.verts_mm
+        assert verts is not None
+        same, behind = depth_agreement(frame, verts, 0.3)
+        print(f"{frame.name}: {same:.0%} of the hand's pixels have its depth, {behind:.2%} are behind it")
+        assert same > 0.4
+        assert behind == 0
+        turned = (verts - verts.mean(0)) * [1, 1, -1] + verts.mean(0)
+        assert depth_agreement(frame, turned, 0.3)[0] < 0.2
+        corners = frame.extra["object_corners_mm"]
+        assert share_on(seen, corners.mean(0)[None], frame.K) == 1
+        if split == "evaluation":
+            x, y, w, h = frame.extra["bbox_xywh"]
+            u, v = project(frame.verts_mm, frame.K).T
+            np.testing.assert_allclose([u.min(), v.min(), u.max(), v.max()], [x, y, x + w, y + h], atol=1e-2)
+    assert np.mean(flipped) < 0.6
+
+
+def test_standin_is_reproducible_and_checks_its_options(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_ho3d(tmp_path / name, frames=1, seed=1, version="v3")
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) == 4 * 3 + 4
+    for path in files:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
+    assert ho3d.open(tmp_path / "a", "train").version == "v3"
+    with pytest.raises(DataError, match="expected frames >= 1"):
+        write_ho3d(tmp_path / "c", frames=0)
+    with pytest.raises(DataError, match="v2 or v3"):
+        write_ho3d(tmp_path / "c", version="v4")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ K = camera.intrinsics(240.99, 240.96, 160, 120)
 
 def hands(n=12):
     rng = np.random.default_rng(0)
-    gt = rng.normal(scale=30, size=(n, 16, 3)) + [0, 0, 400]
+    gt = rng.normal(scale=30, size=(n, 16, 3)) + np.array([0, 0, 400])
     pred = gt + rng.normal(scale=1, size=gt.shape) * np.linspace(1, 12, n)[:, None, None]
     return gt, pred
 

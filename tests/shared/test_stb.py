@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 from scipy.spatial.transform import Rotation
 
 from shared.camera import project
 from shared.datasets import stb
 from shared.datasets.base import FrameDataset
+from shared.datasets.matlab import read_array
 from shared.errors import DataError, MissingFileError
 from shared.standin.stb import write_stb
 
@@ -40,6 +41,29 @@ def test_labels_are_transposed_to_frames_joints_xyz(tmp_path: Path) -> None:
         got = stb.read_labels(tmp_path / "a.mat")
         assert got.shape == (4, 21, 3)
         assert got[2, 5, 1] == LABELS[1, 5, 2]
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i2", "u1", "i4", "u4", "i8"])
+def test_the_matlab_reader_agrees_with_scipy(tmp_path: Path, dtype: str) -> None:
+    values = (np.abs(LABELS) / 3).astype(dtype)
+    for compress in (False, True):
+        file = io.BytesIO()
+        savemat(file, {"note": "text", "handPara": values, "x": np.eye(2)}, do_compression=compress)
+        (tmp_path / "a.mat").write_bytes(file.getvalue())
+        for name in ("handPara", "x"):
+            np.testing.assert_array_equal(read_array(tmp_path / "a.mat", name), loadmat(tmp_path / "a.mat")[name])
+    with pytest.raises(DataError, match="no variable y; it has note, handPara, x"):
+        read_array(tmp_path / "a.mat", "y")
+
+
+def test_sizes_in_the_header_that_crash_other_readers_are_refused(tmp_path: Path) -> None:
+    """Words of the header replaced by absurd numbers: scipy 1.17 dies of some of these."""
+    good = mat_bytes(LABELS)
+    for at in range(128, 200, 4):
+        for word in (0, 7, 14, 15, 2**28, 2**31 - 1, 2**32 - 1):
+            (tmp_path / "a.mat").write_bytes(good[:at] + struct.pack("<I", word) + good[at + 4 :])
+            with contextlib.suppress(DataError):
+                assert stb.read_labels(tmp_path / "a.mat").shape[1:] == (21, 3)
 
 
 def test_depth_is_red_plus_256_green(tmp_path: Path) -> None:
@@ -122,12 +146,13 @@ def _bomb() -> bytes:
         (b"", "not a MATLAB 5 file"),
         (b"\x89HDF\r\n\x1a\n" + bytes(600), "MATLAB 7.3"),
         (bytes(4000), "not a MATLAB 5 file"),
-        (mat_bytes(LABELS)[:-100], "truncated: an element of"),
-        (_bad(LABELS, name="other"), r"got missing \(\) among other"),
-        (_bad(LABELS[:2]), r"expected a numeric handPara of shape \(3, 21, n\), got double \(2, 21, 4\)"),
-        (_bad([["a"]]), "got char"),
+        (mat_bytes(LABELS)[:-100], r"damaged MATLAB file \(an element of \d+ bytes where \d+ are left"),
+        (_bad(LABELS, name="other"), "no variable handPara; it has other"),
+        (_bad(LABELS[:2]), r"expected handPara of shape \(3, 21, n\), got \(2, 21, 4\)"),
+        (_bad([["a"]]), "handPara is not a real numeric array"),
+        (_bad(LABELS + 1j), "handPara is not a real numeric array"),
         (_bad(np.where(LABELS > 500, np.nan, LABELS)), "not finite"),
-        (_bomb(), "inflates to more than"),
+        (_bomb(), "inflates to more than the limit"),
     ],
 )
 def test_a_bad_label_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -144,7 +169,7 @@ def test_a_damaged_compressed_element_and_a_huge_file(tmp_path: Path) -> None:
     good = bytearray(mat_bytes(LABELS, compress=True))
     good[140:160] = bytes(20)
     (tmp_path / "a.mat").write_bytes(good)
-    with pytest.raises(DataError, match="damaged compressed element"):
+    with pytest.raises(DataError, match="damaged MATLAB file"):
         stb.read_labels(tmp_path / "a.mat")
     with (tmp_path / "b.mat").open("wb") as file:
         file.truncate(2**30)
@@ -268,9 +293,7 @@ def test_errors_name_what_to_do(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"looked for .*labels.*icip17"):
         stb.open(tmp_path)
     (tmp_path / "labels").mkdir()
-    with pytest.raises(
-        MissingFileError, match=r"no BB_left frame of the test split; missing: B1Counting \(no .*B1Counting"
-    ):
+    with pytest.raises(MissingFileError, match="no BB_left frame of the test split; no folder images/<SEQ> for B1C"):
         stb.open(tmp_path, "test")
     for options, message in (
         ({"split": "val"}, "split: expected one of train, test, got 'val'"),

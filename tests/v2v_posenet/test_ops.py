@@ -131,7 +131,9 @@ def test_author_mode(golden: Path, device: str) -> None:
     cells = torch.from_numpy(z["decode_index"])[None].to(device)
     world = ops.decode(cells, f64(z["refpoint"])[None], f64([z["cubic_size"]]), grid=88, mode="author").cpu()
     decoded = np.abs(world[0].numpy() - z["decode_world"]).max()
-    print(f"author: voxels that differ at most {differ}, joints max diff {distance:.3g}, decoded max diff {decoded:.3g}")
+    print(
+        f"author: voxels that differ at most {differ}, joints max diff {distance:.3g}, decoded max diff {decoded:.3g}"
+    )
     assert differ == 0
     assert distance <= 1e-9
     assert decoded <= 1e-9
@@ -262,9 +264,13 @@ def test_turn_scale_and_shift(device: str) -> None:
     quarter = f64([np.pi / 2])
     # From x towards y; the turn is about coordinate 44, and the 0.5 keeps it off the faces of voxels.
     assert occupied(voxelize(device, right | {"ref_mm": f64([[0.0, -1.0, 303.0]])})) == [(54, 44, 44)]
-    assert occupied(voxelize(device, right | {"ref_mm": f64([[0.0, -1.0, 303.0]]), "angle_rad": quarter})) == [(43, 54, 44)]
+    assert occupied(voxelize(device, right | {"ref_mm": f64([[0.0, -1.0, 303.0]]), "angle_rad": quarter})) == [
+        (43, 54, 44)
+    ]
     # twice as large about 44: x 10.5 -> 21, y 0.5 -> 1, z 0.5 -> 1 from the centre
-    assert occupied(voxelize(device, right | {"ref_mm": f64([[0.0, -1.0, 303.0]]), "scale": f64([2.0])})) == [(65, 45, 45)]
+    assert occupied(voxelize(device, right | {"ref_mm": f64([[0.0, -1.0, 303.0]]), "scale": f64([2.0])})) == [
+        (65, 45, 45)
+    ]
     shifted = right | {"ref_mm": f64([[0.0, -1.0, 303.0]]), "shift": f64([[5.0, 4.0, 1.5]])}
     assert occupied(voxelize(device, shifted)) == [(53, 44, 47)]
 
@@ -294,7 +300,7 @@ def filled(rng: np.random.Generator, height: int, width: int, holes: float) -> n
 @pytest.mark.parametrize("author", [False, True])
 @pytest.mark.parametrize("far", [330.0, 388.3, 470.0, 211.5])
 def test_background_is_drawn_where_it_can_enter_the_cube(device: str, far: float, author: bool) -> None:
-    # The same as an image whose empty pixels were filled in by hand; 388.3 and 211.5 enter only when scaled and shifted.
+    # The same as an image whose empty pixels were filled in by hand; 388.3 and 211.5 enter only when moved.
     rng = np.random.default_rng(int(far))
     image = filled(rng, 60, 80, 0.6)
     box = [17, 9, 63, 41]
@@ -317,7 +323,9 @@ def test_no_measurement_and_nan_are_no_points(device: str) -> None:
     assert voxelize(device, scene(image)).sum() == 0
 
 
-def random_batch(rng: np.random.Generator, areas: list[tuple[int, int]], grid: int = 88, margin: int = 4) -> dict[str, Any]:
+def random_batch(
+    rng: np.random.Generator, areas: list[tuple[int, int]], grid: int = 88, margin: int = 4
+) -> dict[str, Any]:
     """A batch with a crop of each (height, width), all arguments drawn; some planes cut the cube."""
     batch = len(areas)
     left, top = rng.integers(0, 20, batch), rng.integers(0, 20, batch)
@@ -327,8 +335,8 @@ def random_batch(rng: np.random.Generator, areas: list[tuple[int, int]], grid: i
         "depth": torch.from_numpy(np.concatenate([*crops, np.zeros(0, np.float32)])),
         "boxes_ltrb": torch.from_numpy(np.stack([left, top, left + width, top + height], axis=1).astype(np.int64)),
         "image_wh": torch.from_numpy(np.stack([left + width + 7, top + height + 3], axis=1).astype(np.int64)),
-        "camera": f64(np.stack([rng.uniform(50, 300, batch) for _ in "fxfy"][:2] + [left + 10.2, top + 9.7], axis=1)),
-        "ref_mm": f64(rng.uniform(-20, 20, (batch, 3)) + [0, 0, 300]),
+        "camera": f64(np.stack([*rng.uniform(50, 300, (2, batch)), left + 10.2, top + 9.7], axis=1)),
+        "ref_mm": f64(rng.uniform(-20, 20, (batch, 3)) + np.array([0, 0, 300])),
         "cube_mm": f64(rng.uniform(150, 300, batch)),
         "scale": f64(rng.uniform(0.8, 1.2, batch)),
         "angle_rad": f64(rng.uniform(-0.7, 0.7, batch)),
@@ -378,7 +386,11 @@ def test_points_and_joints_take_the_same_way(device: str) -> None:
 @pytest.mark.parametrize("mode", ["port", "integral", "author"])
 def test_decoding_inverts_the_chain(mode: str) -> None:
     rng = np.random.default_rng(8)
-    joints, ref, cube = f64(rng.uniform(-90, 90, (2, 5, 3)) + [0, 0, 300]), f64(rng.normal(0, 9, (2, 3))), f64([200, 250])
+    joints, ref, cube = (
+        f64(rng.uniform(-90, 90, (2, 5, 3)) + np.array([0, 0, 300])),
+        f64(rng.normal(0, 9, (2, 3))),
+        f64([200, 250]),
+    )
     ref[:, 2] += 300
     still = (f64([1, 1]), f64([0, 0]), f64([[2.0] * 3] * 2))
     cells = ops.joint_coordinates(joints, ref, cube, *still, grid=44, margin=2) / 2
@@ -441,7 +453,10 @@ BAD = [
     (bad_voxelize(depth=torch.zeros(23)), r"depth: expected 24 values, the sum of the areas"),
     (bad_voxelize(boxes_ltrb=torch.tensor([0, 0, 6, 4])), r"boxes_ltrb: expected \(B, 4\)"),
     (bad_voxelize(boxes_ltrb=torch.tensor([[0, 0, 6, 4]]).int()), r"boxes_ltrb: expected int64, got .* int32"),
-    (bad_voxelize(boxes_ltrb=torch.tensor([[1, 0, 7, 4]])), r"boxes_ltrb: expected 0 <= left .* \[1, 0, 7, 4, 6, 4\] .* 0"),
+    (
+        bad_voxelize(boxes_ltrb=torch.tensor([[1, 0, 7, 4]])),
+        r"boxes_ltrb: expected 0 <= left .* \[1, 0, 7, 4, 6, 4\] .* 0",
+    ),
     (bad_voxelize(boxes_ltrb=torch.tensor([[3, 0, 2, 4]])), r"boxes_ltrb: expected 0 <= left"),
     (bad_voxelize(boxes_ltrb=torch.tensor([[0, -1, 6, 3]])), r"boxes_ltrb: expected 0 <= left"),
     (bad_voxelize(image_wh=torch.tensor([[6, 4], [6, 4]])), r"image_wh: expected \(1, 2\), got \(2, 2\)"),
@@ -475,7 +490,10 @@ BAD = [
     (lambda: ops.gaussian_mse(MAPS, CELLS, sigma=-1.0), r"sigma: expected a positive width"),
     (lambda: ops.argmax3d(MAPS[..., :0]), r"heatmaps: expected volumes with at least one cell"),
     (lambda: ops.soft_argmax(MAPS[0]), r"logits: expected a tensor \(B, J, X, Y, Z\)"),
-    (lambda: ops.integral_loss(MAPS[..., :1], CELLS), r"logits: expected volumes with at least two cells along each axis"),
+    (
+        lambda: ops.integral_loss(MAPS[..., :1], CELLS),
+        r"logits: expected volumes with at least two cells along each axis",
+    ),
     (lambda: ops.integral_loss(MAPS, CELLS[:, :2]), r"target_cells: expected \(2, 3, 3\) for these maps"),
     (lambda: ops.integral_loss(MAPS, CELLS, weight=1.5), r"weight: expected a number from 0 to 1, got 1.5"),
     (lambda: ops.decode(CELLS[0], ROW, ROW, grid=8), r"cells: expected \(B, J, 3\)"),

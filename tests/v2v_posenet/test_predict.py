@@ -87,9 +87,23 @@ def test_one_image_gives_joints_and_a_picture(tmp_path: Path) -> None:
     assert result["voxels"] == direct.voxels > 0
     assert result["intrinsics"] == CAMERA
     assert result["checkpoints"] == [str(tmp_path / "net.pt")]
-    picture = Image.open(tmp_path / "out/hand_joints.png").convert("RGB")
-    assert len(set(picture.getdata())) > 50  # a picture of something, with colours
-    assert any(r != g for r, g, _ in picture.getdata())
+    picture = np.asarray(Image.open(tmp_path / "out/hand_joints.png"))
+    assert picture.shape == (480, 640, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50  # depths and colours
+
+
+def test_overlay_draws_the_joints_where_they_are(tmp_path: Path) -> None:
+    """Also for a crop: a bone between two joints has the finger's colour halfway."""
+    depth, center = hand_depth()
+    image = DepthImage(depth[20:, 10:].astype(np.float32), (10, 20), (320, 240))
+    uv = np.full((21, 2), np.nan)
+    uv[[0, 1]] = [[100, 50], [140, 90]]
+    program.save_overlay(tmp_path / "o.png", program.make_frame(image, K, center, "msra"), uv, 200.0)
+    picture = np.asarray(Image.open(tmp_path / "o.png")).astype(int)
+    assert np.abs(picture[141, 241] - skeletons.get("msra").colors[1]).max() <= 2
+    row, column = np.argwhere(depth > 0)[len(np.argwhere(depth > 0)) // 2]
+    assert picture[2 * row, 2 * column, 0] < 200  # the hand is darker than the white ground
+    assert picture[0, 0, 0] == 255
 
 
 def test_formats_and_scale_give_the_same_joints(tmp_path: Path) -> None:
@@ -168,6 +182,12 @@ def test_msra_frames_need_no_intrinsics(tmp_path: Path) -> None:
     assert read(tmp_path, "000000_depth")["intrinsics"] == CAMERA
 
 
+def test_preset_of_another_resolution_is_refused(tmp_path: Path) -> None:
+    image = save_png(tmp_path / "hand.png", hand_depth()[0])
+    skipped = program.predict(options(tmp_path, image, **dict.fromkeys(CAMERA), dataset="nyu"), progress=False)
+    assert "hand.png: the image has 320x240 pixels, the camera of nyu 640x480" in skipped[0][1]
+
+
 def test_background_plane_only_for_the_networks_own_data(tmp_path: Path) -> None:
     """A hand at 680 mm: MSRA's plane at 700 mm would fill the cube of a user's picture."""
     depth = np.zeros((240, 320))
@@ -239,17 +259,17 @@ def test_center_network_improves_automatic_and_boxed_centers_only() -> None:
     depth, _ = hand_depth()
     image = image_of(depth)
     shift = CenterRefiner(Shift(), 40.0, "mean", "msra", 3, 50, 1)  # type: ignore[arg-type]  # 20 mm to the right
-    plain = finder().find(image, 0)[0]
-    np.testing.assert_allclose(finder(refiner=shift).find(image, 0)[0], plain + [20, 0, 0])
+    plain, right = finder().find(image, 0)[0], np.array([20, 0, 0])
+    np.testing.assert_allclose(finder(refiner=shift).find(image, 0)[0], plain + right)
     box = (0, 0, 320, 240)
     np.testing.assert_allclose(
-        finder(refiner=shift, box=box).find(image, 0)[0], finder(box=box).find(image, 0)[0] + [20, 0, 0]
+        finder(refiner=shift, box=box).find(image, 0)[0], finder(box=box).find(image, 0)[0] + right
     )
     fixed = finder(refiner=shift, fixed=plain).find(image, 0)
     np.testing.assert_array_equal(fixed[0], plain)
     tracked = finder(refiner=shift, track=True, previous_mm=plain[None]).find(image, 0)
     assert tracked[1] == "tracked"
-    np.testing.assert_allclose(tracked[0], plain + [20, 0, 0])
+    np.testing.assert_allclose(tracked[0], plain + right)
 
 
 def test_tracking_falls_back_to_detection() -> None:
@@ -266,7 +286,7 @@ def test_tracking_falls_back_to_detection() -> None:
 
 
 def test_track_through_a_folder(tmp_path: Path) -> None:
-    depth, truth = hand_depth()
+    depth, _ = hand_depth()
     for i in range(3):
         save_png(tmp_path / f"in/{i}.png", depth)
     save_png(tmp_path / "in/1b.png", np.zeros((240, 320)))
@@ -372,8 +392,17 @@ def test_other_suffixes_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[1]", "3", '{"fx": 1}', '{"fx": "a", "fy": 1, "u0": 1, "v0": 1}', '{"fx": -1, "fy": 1, "u0": 1, "v0": 1}']
-    + ['{"K": [[1, 0], [0, 1]]}', '{"K": [[100, 5, 50], [0, 100, 50], [0, 0, 1]]}', '{"K": [[1, 0, 5], [0, 1, 5], 1]}'],
+    [
+        *(
+            "",
+            "[1]",
+            "3",
+            '{"fx": 1}',
+            '{"fx": "a", "fy": 1, "u0": 1, "v0": 1}',
+            '{"fx": -1, "fy": 1, "u0": 1, "v0": 1}',
+        ),
+        *('{"K": [[1, 0], [0, 1]]}', '{"K": [[9, 5, 5], [0, 9, 5], [0, 0, 1]]}', '{"K": [[9, 0, 5], [0, 9, 5], 1]}'),
+    ],
 )
 def test_bad_intrinsics_files(tmp_path: Path, text: str) -> None:
     (tmp_path / "k.json").write_text(text)

@@ -30,8 +30,9 @@ from v2v_posenet.kernels import ops
 Array = NDArray[Any]
 
 WIDTH, HEIGHT, FOCAL, FAR, CUBE, SIGMA = 320, 240, 241.42, 700.0, 200.0, 1.7
-MOVE = {"scale": 0.937, "angle_rad": 0.31, "shift": (1.2, 6.6, 3.3)}  # one drawn augmentation
+SCALE, ANGLE, SHIFT = 0.937, 0.31, (1.2, 6.6, 3.3)  # one drawn augmentation
 REFERENCE = np.array([5.0, -8.0, 350.0])
+BATCH = 8  # the paper's
 RESULT = Path(__file__).parent / "results" / "v2v_voxels.json"
 
 
@@ -70,18 +71,18 @@ def baseline_points(image: Array) -> Array:
     points[..., 0] = (column - WIDTH / 2) * image.astype(np.float64) / FOCAL
     points[..., 1] = (HEIGHT / 2 - row) * image.astype(np.float64) / FOCAL
     points[..., 2] = image
-    return points.reshape(-1, 3)
+    return np.asarray(points.reshape(-1, 3))
 
 
 def baseline_chain(points: Array) -> Array:
     """Points or joints in fine voxels, float64."""
     g = ((points - REFERENCE) / (CUBE / 2) + 1) / (2 / 88) + 4
-    g = g * MOVE["scale"] + 48 * (1 - MOVE["scale"])
+    g = g * SCALE + 48 * (1 - SCALE)
     moved = g.copy()
     x, y = g[:, 0] - 48, g[:, 1] - 48
-    moved[:, 0] = 48 + x * np.cos(MOVE["angle_rad"]) - y * np.sin(MOVE["angle_rad"])
-    moved[:, 1] = 48 + x * np.sin(MOVE["angle_rad"]) + y * np.cos(MOVE["angle_rad"])
-    return moved - np.array(MOVE["shift"])
+    moved[:, 0] = 48 + x * np.cos(ANGLE) - y * np.sin(ANGLE)
+    moved[:, 1] = 48 + x * np.sin(ANGLE) + y * np.cos(ANGLE)
+    return np.asarray(moved - np.array(SHIFT))
 
 
 def baseline_grid(points: Array) -> Array:
@@ -103,12 +104,11 @@ def baseline_gaussian(joints: Array) -> Array:
 
 def baseline_trilinear(joints: Array) -> tuple[Array, Array]:
     cells = np.clip(baseline_chain(joints) / 2, 0, 42)
+    corners = np.floor(cells)[:, None].astype(int) + np.array(list(np.ndindex(2, 2, 2)))
+    weights = (1 - np.abs(corners - cells[:, None])).prod(axis=2)
     maps = np.zeros((len(cells), 44, 44, 44))
-    for joint, cell in enumerate(cells):
-        low = np.floor(cell).astype(int)
-        for corner in np.ndindex(2, 2, 2):
-            maps[joint, *(low + corner)] = np.prod(1 - np.abs(low + corner - cell))
-        maps[joint] /= maps[joint].sum()
+    weights /= weights.sum(axis=1, keepdims=True)
+    maps[np.arange(len(cells))[:, None], corners[..., 0], corners[..., 1], corners[..., 2]] = weights
     return maps, cells
 
 
@@ -130,9 +130,9 @@ def our_batch(paths: list[Path]) -> dict[str, Any]:
         "camera": rows(FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2),
         "ref_mm": rows(*REFERENCE),
         "cube_mm": rows(CUBE)[:, 0],
-        "scale": rows(MOVE["scale"])[:, 0],
-        "angle_rad": rows(MOVE["angle_rad"])[:, 0],
-        "shift": rows(*MOVE["shift"]),
+        "scale": rows(SCALE)[:, 0],
+        "angle_rad": rows(ANGLE)[:, 0],
+        "shift": rows(*SHIFT),
         "max_depth_mm": rows(FAR)[:, 0],
         "y_up": True,
     }
@@ -142,11 +142,11 @@ def our_cells(batch: dict[str, Any], joints: torch.Tensor) -> torch.Tensor:
     return ops.joint_coordinates(joints, *(batch[n] for n in ("ref_mm", "cube_mm", "scale", "angle_rad", "shift"))) / 2
 
 
-def ours(paths: list[Path], joints: torch.Tensor, target: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Grids and targets of a batch: dense Gaussian maps, or the coordinates that both fused losses take."""
+def ours(paths: list[Path], joints: torch.Tensor, *, dtype: torch.dtype, dense: bool) -> tuple[torch.Tensor, ...]:
+    """Grids and targets of a batch: dense Gaussian maps, or only the coordinates, which both fused losses take."""
     batch = our_batch(paths)
     cells = our_cells(batch, joints)
-    return ops.voxelize(**batch), ops.gaussian_heatmaps(cells) if target == "dense" else cells
+    return ops.voxelize(**batch, dtype=dtype), ops.gaussian_heatmaps(cells) if dense else cells
 
 
 # ------------------------------------------------------------------------------------------------- measuring
@@ -172,13 +172,13 @@ def main() -> None:
     torch.set_num_threads(1)
 
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{number:06d}_depth.bin" for number in range(12)]
+        paths = [Path(folder) / f"{number:06d}_depth.bin" for number in range(BATCH)]
         for number, path in enumerate(paths):
             write_crop(path, number)
         joints = np.random.default_rng(0).uniform(-70, 70, (21, 3)) + REFERENCE
-        one, twelve = torch.from_numpy(joints)[None], torch.from_numpy(joints).expand(12, 21, 3)
+        one, several = torch.from_numpy(joints)[None], torch.from_numpy(joints).expand(BATCH, 21, 3)
 
-        grid, maps = ours(paths[:1], one, "dense")
+        grid, maps = ours(paths[:1], one, dtype=torch.float32, dense=True)
         expected = baseline_grid(baseline_points(baseline_read(paths[0])))
         hand_pixels = int((read_depth(paths[0])[0] > 0).sum())
         assert np.array_equal(grid[0].numpy(), expected), "the grids differ"
@@ -188,47 +188,55 @@ def main() -> None:
 
         image = baseline_read(paths[0])
         points = baseline_points(image)
-        batch, batch12 = our_batch(paths[:1]), our_batch(paths)
-        cells, cells12 = our_cells(batch, one), our_cells(batch12, twelve)
-        times = cpu_times(
-            {
-                "baseline: read": lambda: baseline_read(paths[0]),
-                "baseline: points": lambda: baseline_points(image),
-                "baseline: grid": lambda: baseline_grid(points),
-                "baseline: Gaussian target": lambda: baseline_gaussian(joints),
-                "baseline: trilinear target": lambda: baseline_trilinear(joints),
-                "baseline: Gaussian sample": lambda: (
-                    baseline_grid(baseline_points(baseline_read(paths[0]))),
-                    baseline_gaussian(joints),
-                ),
-                "baseline: integral sample": lambda: (
-                    baseline_grid(baseline_points(baseline_read(paths[0]))),
-                    baseline_trilinear(joints),
-                ),
-                "ours, batch 1: read and pack": lambda: our_batch(paths[:1]),
-                "ours, batch 1: grid": lambda: ops.voxelize(**batch),
-                "ours, batch 1: joints": lambda: our_cells(batch, one),
-                "ours, batch 1: dense Gaussian target": lambda: ops.gaussian_heatmaps(cells),
-                "ours, batch 1: sample, dense target": lambda: ours(paths[:1], one, "dense"),
-                "ours, batch 1: sample, fused loss": lambda: ours(paths[:1], one, "cells"),
-                "ours, batch 12: read and pack": lambda: our_batch(paths),
-                "ours, batch 12: grid": lambda: ops.voxelize(**batch12),
-                "ours, batch 12: dense Gaussian target": lambda: ops.gaussian_heatmaps(cells12),
-                "ours, batch 12: sample, dense target": lambda: ours(paths, twelve, "dense"),
-                "ours, batch 12: sample, fused loss": lambda: ours(paths, twelve, "cells"),
-            },
-            options.rounds,
-        )
-    times = {name: value / (12 if "batch 12" in name else 1) for name, value in times.items()}
+        batch = our_batch(paths)
+        cells = our_cells(batch, several)
+        samples: dict[str, Callable[[], object]] = {
+            "baseline: Gaussian sample": lambda: (
+                baseline_grid(baseline_points(baseline_read(paths[0]))),
+                baseline_gaussian(joints),
+            ),
+            "baseline: integral sample": lambda: (
+                baseline_grid(baseline_points(baseline_read(paths[0]))),
+                baseline_trilinear(joints),
+            ),
+            f"ours, batch {BATCH}: uint8 grid, fused loss": lambda: ours(
+                paths, several, dtype=torch.uint8, dense=False
+            ),
+            f"ours, batch {BATCH}: float32 grid, fused loss": lambda: ours(
+                paths, several, dtype=torch.float32, dense=False
+            ),
+            f"ours, batch {BATCH}: float32 grid, dense target": lambda: ours(
+                paths, several, dtype=torch.float32, dense=True
+            ),
+        }
+        alone: dict[str, Callable[[], object]] = {
+            "ours, alone: float32 grid, fused loss": lambda: ours(paths[:1], one, dtype=torch.float32, dense=False),
+            "ours, alone: float32 grid, dense target": lambda: ours(paths[:1], one, dtype=torch.float32, dense=True),
+        }
+        steps: dict[str, Callable[[], object]] = {
+            "baseline: read": lambda: baseline_read(paths[0]),
+            "baseline: points": lambda: baseline_points(image),
+            "baseline: grid": lambda: baseline_grid(points),
+            "baseline: Gaussian target": lambda: baseline_gaussian(joints),
+            "baseline: trilinear target": lambda: baseline_trilinear(joints),
+            f"ours, batch {BATCH}: read and pack": lambda: our_batch(paths),
+            f"ours, batch {BATCH}: uint8 grid": lambda: ops.voxelize(**batch, dtype=torch.uint8),
+            f"ours, batch {BATCH}: float32 grid": lambda: ops.voxelize(**batch),
+            f"ours, batch {BATCH}: joints": lambda: our_cells(batch, several),
+            f"ours, batch {BATCH}: dense Gaussian target": lambda: ops.gaussian_heatmaps(cells),
+        }
+        times: dict[str, float] = {}
+        for calls in (samples, alone, steps):
+            times |= cpu_times(calls, options.rounds)
+    times = {name: value / (BATCH if f"batch {BATCH}" in name else 1) for name, value in times.items()}
     for name, value in times.items():
         print(f"{name:42} {value:8.3f} ms per sample")
     ratios = {
-        f"{variant} sample, {ours_name}": times[f"baseline: {variant} sample"] / times[f"ours, {ours_name}"]
+        f"{variant} sample, {name.removeprefix('ours, ')}": times[f"baseline: {variant} sample"] / times[name]
         for variant in ("Gaussian", "integral")
-        for ours_name in ("batch 1: sample, dense target", "batch 1: sample, fused loss",
-                          "batch 12: sample, dense target", "batch 12: sample, fused loss")
-        if variant == "Gaussian" or "fused" in ours_name
-    }  # fmt: skip
+        for name in (*samples, *alone)
+        if name.startswith("ours") and (variant == "Gaussian" or "fused" in name)
+    }
     for name, value in ratios.items():
         print(f"{name:56} {value:6.1f} times faster")
     result = {

@@ -62,7 +62,7 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 # of 10**12 elements, keys that take for ever to hash or to print) are each refused before anything is allocated.
 
 MIB = 1 << 20
-_MAX_OPCODES = 200_000  # MANO needs 700, an HO-3D file 300; half a second in this interpreter
+_MAX_OPCODES = 100_000  # MANO needs 700, an HO-3D file 300; half a second in this interpreter
 _MAX_ALLOCATED = 160 * MIB  # everything made from one file: strings, copies of arrays, dense matrices
 _MAX_DEPTH = 100  # nesting of containers
 _MAX_RECORD_DEPTH = 4  # chumpy expressions inside chumpy expressions
@@ -677,6 +677,7 @@ def load_restricted_pickle(
         return _Machine(data, encoding).run()
     except (_Refused, ValueError, OverflowError, RecursionError, MemoryError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        reason = reason if isinstance(error, _Refused) else f"damaged: {reason}"
         raise DataError(
             f"expected a pickle of plain data and arrays, refused this one: {reason}",
             path=path,

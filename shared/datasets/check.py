@@ -544,7 +544,7 @@ def to_text(report: Report) -> str:
         if part.figures:
             text = "; ".join(f"{name} {value:.4g}" for name, value in part.figures.items())
             lines.append(textwrap.fill(text, 118, initial_indent="  ", subsequent_indent="  "))
-        lines += [f"  PROBLEM: {text}" for text in part.problems]
+        lines += [f"  {'PROBLEM: ' if part.found else ''}{text}" for text in part.problems]
         lines += [f"  warning: {text}" for text in part.warnings]
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ Whole data set:
 
 Single files:
 
-* ``read_rgb(path)``, ``read_depth(path)``, ``read_labels(path) -> Labels``
+* ``read_rgb(path)``, ``read_depth(path)``, ``read_labels(path) -> Labels``, ``has_hand(path)``
 * ``read_intrinsics(path) -> Intrinsics``, ``read_meta(path) -> SequenceMeta``, ``read_betas(path)``
 
 MANO: ``pca_to_pose(pose_pca, hands_components)``.
@@ -30,7 +30,10 @@ Not seen on real files, only described by the toolkit: ``meta.yml`` and ``mano.y
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -54,6 +57,7 @@ __all__ = [
     "Intrinsics",
     "Labels",
     "SequenceMeta",
+    "has_hand",
     "open",
     "pca_to_pose",
     "read_betas",
@@ -330,6 +334,25 @@ def read_labels(path: str | Path) -> Labels:
     )
 
 
+def has_hand(path: str | Path) -> bool:
+    """Whether a label file has a hand label: ``read_labels(path).valid``, but unpacking the joints only.
+
+    Raises:
+        MissingFileError, DataError: as :func:`read_labels`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo("joint_3d.npy")
+            stream = io.BytesIO(archive.read(member) if member.file_size < 4096 else b"")
+            np.lib.format.read_magic(stream)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            if shape == (1, 21, 3) and not fortran and dtype.kind == "f":
+                return not bool((np.frombuffer(stream.read(), dtype, 63) == -1).all())
+    except (OSError, LookupError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
+        pass  # the full reader says what is wrong
+    return read_labels(path).valid
+
+
 def pca_to_pose(pose_pca: ArrayLike, hands_components: ArrayLike) -> Float:
     """(..., 48) axis-angle of (..., 48) global rotation and PCA coefficients; the mean pose is **not** added.
 
@@ -474,11 +497,12 @@ class DexYCB:
 
     def summary(self) -> str:
         """Frames used and left out, and which subjects' folders are not whole."""
-        partial = ", ".join(f"{name[-10:]} {count}" for name, count in self.partial.items())
+        partial = ", ".join(f"{name[-10:]} {count}" for name, count in self.partial.items() if count)
+        gone = sum(not count for count in self.partial.values())
         return (
             f"DexYCB {self.split}: {len(self)} of {self.enumerated} frames, {self.missing} missing on disk, "
             f"{self.unlabelled} without hand label, {self.other_side} of the other hand"
-            + (f"; folders without {SEQUENCES} sequences: {partial}" if partial else "")
+            + (f"; subjects without {SEQUENCES} sequences: {partial or 'none'}, {gone} absent" if self.partial else "")
         )
 
     def path(self, name: str, kind: Literal["color", "aligned_depth_to_color", "labels"]) -> Path:
@@ -531,7 +555,7 @@ class DexYCB:
         return replace(frame, rgb=rgb, depth_mm=depth_mm)
 
     def _is_labelled(self, name: str) -> bool:
-        return read_labels(self.path(name, "labels")).valid
+        return has_hand(self.path(name, "labels"))
 
 
 def _folders(folder: Path) -> list[str]:

@@ -310,7 +310,7 @@ def annotation_of(frame: Frame, hands_mean: ArrayLike) -> dict[str, Any]:
 def write_annotations(
     path: str | Path, frames: Iterable[Frame], hands_mean: ArrayLike, file_name: Callable[[Frame], str]
 ) -> int:
-    """Writes an annotation file from frames; returns how many. One frame is held in memory at a time, in two passes.
+    """Writes an annotation file from frames; returns how many. One frame is held in memory at a time.
 
     Args:
         path: the JSON file.

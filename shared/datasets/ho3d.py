@@ -275,7 +275,7 @@ def open(
 ) -> HO3D:
     """Opens one split of HO-3D.
 
-    Every listed frame's meta is read once to find those without a label, which are skipped and counted (half a minute
+    Every listed frame's meta is read once to find those without a label, which are skipped and counted (a minute or two
     for the whole training split; ``index`` remembers the answer).
 
     Args:

@@ -66,18 +66,23 @@ def read_json(path: str | Path, *, max_bytes: int) -> Any:
         raise DataError(f"not a readable JSON file ({error})", path=path, remedy="unpack it again") from None
 
 
-def to_keypoints(value: Any, path: str | Path, what: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """21 x [x, y, v] from JSON as (21, 2) pixels (NaN where missing) and (21,) bool; v = 0 marks a missing joint."""
+def to_keypoints(
+    value: Any, path: str | Path, what: str, *, count: int | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """21 x [x, y, v] from JSON as (21, 2) pixels (NaN where missing) and (21,) bool; v = 0 marks a missing joint.
+
+    With ``count`` it is a list of so many of these, and the arrays have a first axis of that length.
+    """
     try:
         points = np.array(value, np.float64)
     except (TypeError, ValueError, OverflowError):
         points = np.empty(0)
-    if points.shape != (21, 3):
+    if points.shape != ((21, 3) if count is None else (count, 21, 3)):
         raise DataError(f"{what}: expected 21 x [x, y, visible], got {_brief(value)}", path=path)
-    valid = points[:, 2] > 0
+    valid = points[..., 2] > 0
     if not np.isfinite(points).all():
         raise DataError(f"{what}: a coordinate is not finite", path=path)
-    return np.where(valid[:, None], points[:, :2], np.nan), valid
+    return np.where(valid[..., None], points[..., :2], np.nan), valid
 
 
 def read_tips(path: str | Path, columns: int) -> NDArray[np.float64]:

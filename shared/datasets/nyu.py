@@ -282,13 +282,11 @@ class NyuDataset:
     store: Store | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
+    joints_mm: NDArray[np.float64] = field(init=False)
+
     def __post_init__(self) -> None:
         self._chosen = order("nyu36", self.skeleton)
-
-    @property
-    def joints_mm(self) -> NDArray[np.float64]:
-        chosen: NDArray[np.float64] = self.xyz36_mm[0][:, self._chosen]
-        return chosen
+        self.joints_mm = self.xyz36_mm[0][:, self._chosen]
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -61,16 +61,20 @@ def read_labels(path: str | Path, *, max_bytes: int = 64 * 2**20) -> Labels:
     entries = document.get("root") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not entries:
         raise DataError("expected {'root': [entry, ...]}", path=path, remedy=f"official labels: {PAGE}")
-    count = len(entries)
-    labels = Labels([], np.empty((count, 21, 2)), np.empty((count, 21), bool), np.zeros((count, 2), np.int64))
+    paths, sizes = [], []
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise DataError(f"entry {i}: expected an object, got {type(entry).__name__}", path=path)
-        labels.paths.append(_inside(entry.get("img_paths"), path, i))
-        keypoints, labels.valid[i] = to_keypoints(entry.get("joint_self"), path, f"entry {i}, joint_self")
-        labels.keypoints_2d[i] = keypoints
-        labels.sizes[i] = [_size(entry.get(key)) for key in ("img_width", "img_height")]
-    return labels
+        paths.append(_inside(entry.get("img_paths"), path, i))
+        sizes.append([_size(entry.get(key)) for key in ("img_width", "img_height")])
+    joints = [entry.get("joint_self") for entry in entries]
+    try:  # all at once: a third of the time of one by one
+        keypoints, valid = to_keypoints(joints, path, "joint_self", count=len(entries))
+    except DataError:  # one by one, to say which
+        for i, value in enumerate(joints):
+            to_keypoints(value, path, f"entry {i}, joint_self")
+        raise
+    return Labels(paths, keypoints, valid, np.array(sizes, np.int64))
 
 
 def open(root: str | Path, split: Literal["train"] = "train") -> Panoptic:

@@ -59,7 +59,7 @@ def checked_array(value: object, shape: tuple[int, ...], *, path: str | Path, fi
 
 def _flatten(value: object, shape: tuple[int, ...], out: list[float]) -> bool:
     if not shape:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             return False
         try:
             out.append(float(value))
@@ -102,7 +102,7 @@ def read_json_array(
         if signature != expected:
             first = next(i for i, (a, b) in enumerate(zip(signature, expected, strict=True)) if a != b)
             raise DataError(
-                f"expected a list of entries of shape {tail}, entry {(position + first) // len(period)} is something else",
+                f"expected a list of entries of shape {tail}, entry {(position + first) // len(period)} is not",
                 path=path,
                 remedy="download the file again",
             )

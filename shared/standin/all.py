@@ -23,7 +23,7 @@ class Options:
     Args:
         out: folder; each set goes into a folder below it, named like its writer.
         datasets: names separated by commas; all of them by default.
-        frames: frames per set; each writer's own default otherwise. MSRA always has its own number.
+        frames: frames per set; each writer's own default otherwise.
         seed: the same seed gives the same files.
     """
 
@@ -65,9 +65,10 @@ def write_sets(
     done = []
     for name in _progress(names, progress):
         write = getattr(importlib.import_module(f"shared.standin.{name}"), f"write_{name}")
-        options = {"seed": seed} | ({"frames": frames} if frames is not None else {})
         accepted = inspect.signature(write).parameters
-        write(Path(out) / name, **{key: value for key, value in options.items() if key in accepted})
+        count = "frames" if "frames" in accepted else "total_frames"  # MSRA counts frames per gesture otherwise
+        options = {"seed": seed} | ({count: frames} if frames is not None else {})
+        write(Path(out) / name, **options)
         done.append(Path(out) / name)
     return done
 

@@ -44,7 +44,7 @@ def write_icvl(root: str | Path, *, frames: int = 6, seed: int = 0) -> None:
     _write_labels(root / "Training" / "labels.txt", names["train"] + turned, labels, "\n")
     _centers(root / "icvl_center" / "center_train_refined.txt", labels, seed)
 
-    every = []
+    every: list[Float] = []
     for sequence in ("test_seq_1", "test_seq_2"):
         labels = []
         for name in names[sequence]:

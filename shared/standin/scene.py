@@ -200,7 +200,7 @@ def sample_scene(
     mesh, faces = verts, layer.faces.numpy()
     thing: tuple[Float, NDArray[np.int64]] | None = None
     if with_object:
-        thing = _held_object(joints, rng)
+        thing = _held_object(joints, side, rng)
         mesh, faces = join_meshes((verts, faces), thing)
     depth, mask, thing_mask, picture = _look(
         mesh, faces, len(layer.faces), camera, image_size, rng if rgb else None, subject
@@ -245,18 +245,15 @@ def _place(
         distance *= 1.08
 
 
-def _held_object(joints: Float, rng: np.random.Generator) -> tuple[Float, NDArray[np.int64]]:
+def _held_object(joints: Float, side: Side, rng: np.random.Generator) -> tuple[Float, NDArray[np.int64]]:
     """A box or a cylinder across the palm, just in front of it."""
     name = {joint: joints[i] for i, joint in enumerate(SKELETONS["mano"].joints)}
     across = name["index_mcp"] - name["pinky_mcp"]
     across /= np.linalg.norm(across)
     along = name["middle_mcp"] - name["wrist"]
-    normal = np.cross(along, across)
+    normal = np.cross(across, along) * (1 if side == "right" else -1)  # out of the palm
     normal /= np.linalg.norm(normal)
     middle = 0.3 * name["wrist"] + 0.7 * name["middle_mcp"]
-    bend = name["middle_dip"] - name["middle_mcp"]
-    if bend @ normal < 0:  # the palm side is where fingers bend to; nearly straight fingers do not matter
-        normal = -normal
     thick = float(rng.uniform(16, 32))
     if rng.uniform() < 0.5:
         verts, faces = cylinder_mesh(thick, float(rng.uniform(90, 180)))

@@ -242,6 +242,25 @@ def test_damaged_labels(tmp_path: Path, changes: dict[str, Any], message: str) -
     assert "l.npz" in str(error.value)
 
 
+def test_has_hand_agrees_with_the_labels(tmp_path: Path) -> None:
+    raw = labels(np.random.default_rng(0), seg=np.zeros((4, 4), np.uint8))
+    one = np.full((1, 21, 3), -1.0)
+    one[0, 20, 2] = 0.5
+    one[0, :20, 2] = 0.4
+    doubles = {"joint_3d": np.full((1, 21, 3), -1.0)}
+    for changes, expected in ((raw, True), (NO_HAND, False), ({"joint_3d": one}, True), (doubles, False)):
+        for save in (np.savez, np.savez_compressed):
+            save(tmp_path / "l.npz", **(raw | changes))  # type: ignore[arg-type]
+            assert dexycb.has_hand(tmp_path / "l.npz") == dexycb.read_labels(tmp_path / "l.npz").valid == expected
+    np.savez(tmp_path / "l.npz", **(raw | {"joint_3d": np.asfortranarray(raw["joint_3d"][0])}))
+    assert dexycb.has_hand(tmp_path / "l.npz")
+    np.savez(tmp_path / "l.npz", **(raw | {"joint_3d": np.zeros((1, 20, 3))}))
+    with pytest.raises(DataError, match="joint_3d"):
+        dexycb.has_hand(tmp_path / "l.npz")
+    with pytest.raises(MissingFileError, match=r"none\.npz"):
+        dexycb.has_hand(tmp_path / "none.npz")
+
+
 def test_labels_without_an_array_or_with_objects(tmp_path: Path) -> None:
     raw = labels(np.random.default_rng(0))
     np.savez(tmp_path / "l.npz", **{k: v for k, v in raw.items() if k != "joint_2d"})
@@ -296,6 +315,7 @@ def _originals() -> list[tuple[Callable[[Path], object], bytes]]:
     Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(png, "png")
     return [
         (dexycb.read_labels, npz.getvalue()),
+        (dexycb.has_hand, npz.getvalue()),
         (dexycb.read_depth, png.getvalue()),
         (dexycb.read_intrinsics, INTRINSICS.encode()),
         (dexycb.read_meta, str(META).encode()),
@@ -389,7 +409,7 @@ def test_order_numbers_and_what_is_left_out(tree: Path, tmp_path: Path) -> None:
     assert "18 of 80 frames" in summary
     assert "2 without hand label" in summary
     assert f"{5 * 6 * 2 + 9} missing on disk" in summary  # six absent cameras, and nine absent subjects
-    assert "subject-01 6" in summary
+    assert "subjects without 100 sequences: subject-01 6, 9 absent" in summary
     again = pickle.loads(pickle.dumps(dexycb.open(tree, "s0_train", index=tmp_path / "i.json")))
     assert again.names() == names
     right = dexycb.open(tree, "s0_train", sides=("right",))

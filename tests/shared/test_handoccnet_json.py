@@ -19,8 +19,12 @@ from shared.datasets import dexycb, handoccnet_json, ho3d
 from shared.datasets.base import Frame, FrameDataset
 from shared.datasets.mirror import mirror_frame
 from shared.errors import DataError, MissingFileError
-from shared.skeletons import order
+from shared.mano import load_mano, mirror_model
+from shared.skeletons import order, reorder
+from shared.standin.dexycb import write_dexycb
+from shared.standin.ho3d import write_ho3d
 from tests.golden.fill import uniform
+from tests.shared.rgbd_checks import mano_of
 
 FILES = {
     "ho3d_train": "HO3D_train_data.json",
@@ -158,6 +162,34 @@ def test_flat_poses_lose_the_mean_and_joints_change_order() -> None:
         handoccnet_json.annotation_of(frame, mean)
     with pytest.raises(DataError, match="neither joints nor a wrist"):
         handoccnet_json.annotation_of(Frame("x", (1, 1), np.eye(3), "mano"), mean)
+
+
+def test_files_made_from_the_official_ones_serve_the_same_hands(tmp_path: Path) -> None:
+    """Released sets to HandOccNet's files to frames: the same joints, and MANO with its mean gives them."""
+    right = load_mano("standin")
+    write_ho3d(tmp_path / "ho3d", frames=2)
+    write_dexycb(tmp_path / "dex")
+    components = {"right": right.hands_components, "left": mirror_model(right).hands_components}
+    hand = ho3d.open(tmp_path / "ho3d", "train")
+    dex = dexycb.open(tmp_path / "dex", "s0_train", hands_components=components)
+    for data, folder, tips, file_name in (
+        (hand, tmp_path / "ho3d" / "train", "ho3d", handoccnet_json.ho3d_file_name),
+        (dex, tmp_path / "dex", "manopth", handoccnet_json.dexycb_file_name),
+    ):
+        labels = [data.labels(i) for i in range(len(data))]
+        handoccnet_json.write_annotations(tmp_path / "a.json", labels, right.hands_mean, file_name)
+        made = handoccnet_json.open(folder, tmp_path / "a.json")
+        assert len(made) == len(data)
+        for i in range(len(data)):
+            frame, source = made[i], data[i]
+            np.testing.assert_array_equal(frame.rgb, source.rgb)
+            assert frame.side == source.side
+            assert source.joints_mm is not None
+            np.testing.assert_allclose(frame.joints_mm, reorder(source.joints_mm, data.skeleton, "thumb_first"))
+            _, joints = mano_of(frame, tips, "thumb_first")
+            np.testing.assert_allclose(joints, frame.joints_mm, atol=0.01)
+            if data is dex:
+                assert frame.extra["annotation_id"] == source.extra["toolkit_index"]
 
 
 # ------------------------------------------------------------------------------------------------ broken files

@@ -19,7 +19,13 @@ from shared.errors import DataError, MissingFileError
 
 
 def test_checked_array_takes_arrays_lists_and_unit_axes() -> None:
-    for value in (np.float32([[1], [2], [3]]), [1, 2, 3], [[1, 2, 3]], (1.0, 2, np.float64(3)), np.int64([1, 2, 3])):
+    for value in (
+        np.float32([[1], [2], [3]]),
+        [1, 2, 3],
+        [[1, 2, 3]],
+        (1.0, np.int32(2), np.float32(3)),
+        np.int64([1, 2, 3]),
+    ):
         np.testing.assert_array_equal(checked_array(value, (3,), path="f", field="x"), [1.0, 2, 3])
     assert checked_array([[[1, 2]]], (1, 1, 2), path="f", field="x").dtype == np.float64
 

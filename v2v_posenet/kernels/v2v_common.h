@@ -1,8 +1,8 @@
 // What the C++ and the CUDA kernels of V2V-PoseNet share: the chain from millimetres to voxels, and bfloat16.
 //
-// Words as in ops.py: a fine voxel is the unit of the occupancy grid, a cell two of them, the unit of the heat maps; volumes
-// are indexed [x, y, z], z fastest. The chain is in double precision and must not be contracted into fused multiply-adds
-// (-ffp-contract=off, -fmad=false): only then does it fill the same voxels as the reference.
+// Words as in ops.py: a fine voxel is the unit of the occupancy grid, a cell two of them, the unit of the heat maps;
+// volumes are indexed [x, y, z], z fastest. The chain is in double precision and must not be contracted into fused
+// multiply-adds (-ffp-contract=off, -fmad=false): only then does it fill the same voxels as the reference.
 #pragma once
 
 #include <cmath>
@@ -86,13 +86,13 @@ struct Frame {
         far(static_cast<double>(static_cast<float>(camera[4]))),  // depth images hold float32
         y_up(camera[5] != 0.0), pixel_origin(pixel_origin_) {}
 
-  // Flat voxel of the pixel (column, row) of the whole image at depth z, or -1.
-  V2V_BOTH int64_t voxel(const Chain& chain, int64_t column, int64_t row, double z) const {
+  // Flat voxel of a pixel of the whole image at depth z, or -1. The pixel is counted from pixel_origin.
+  V2V_BOTH int64_t voxel(const Chain& chain, double column, double row, double z) const {
     const int iz = chain.index(chain.z(z));
     if (iz < 0) return -1;
-    const double rise = static_cast<double>(row + pixel_origin) - v0;
+    const double rise = row - v0;
     // The original keeps its points in float32.
-    const float x = static_cast<float>((static_cast<double>(column + pixel_origin) - u0) * z / fx);
+    const float x = static_cast<float>((column - u0) * z / fx);
     const float y = static_cast<float>((y_up ? -rise : rise) * z / fy);
     double gx, gy;
     chain.xy(x, y, &gx, &gy);

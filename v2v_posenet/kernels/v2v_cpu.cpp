@@ -1,17 +1,22 @@
-// V2V-PoseNet on the CPU. ops.py checks the arguments and explains them; here pointers are taken as valid and contiguous.
-// Work is shared among threads by sample or by volume, and every sum has a fixed order: the number of threads changes nothing.
+// V2V-PoseNet on the CPU. ops.py checks the arguments and explains them; here pointers are valid and contiguous. Work is
+// shared among threads by sample or by volume, and every sum has a fixed order: the number of threads changes nothing.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "v2v_common.h"
 
-// The loops over a plane are compiled for three generations of x86 and chosen when the module is loaded. They use 16 explicit
-// lanes, so that all of them give the same bits.
+// The inner loops are compiled for three generations of x86 and chosen when the module is loaded. Floating point sums use
+// 16 explicit lanes, so that all of them give the same bits.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define V2V_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -53,35 +58,98 @@ T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Asks Linux for pages of 2 MB for a large result that nobody has touched yet. Where a page fault is expensive (virtual
+// machines), a batch of heat maps otherwise takes longer to come into being than to be computed.
+void large_pages(std::uintptr_t address, int64_t bytes) {
+#ifdef __linux__
+  constexpr std::uintptr_t kPage = 4096;
+  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
+  if (bytes >= (int64_t{8} << 20)) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);  // a refusal is harmless
+#endif
+  static_cast<void>(address);
+  static_cast<void>(bytes);
+}
+
 // ------------------------------------------------------------------------------------------------ voxels
+
+constexpr int kPoints = 256;
+
+// Up to kPoints pixels with a measurement, placed together so that the many divisions run in vectors.
+struct Points {
+  double column[kPoints], row[kPoints], z[kPoints], voxel[kPoints];
+  int count = 0;
+};
+
+// The arithmetic of Frame::voxel and Chain for the port's conventions, in the same order, without branches.
+V2V_CLONES void place(const Frame& frame, const Chain& chain, int count, const double* column, const double* row,
+                      const double* depth, double* voxels) {
+  const double fx = frame.fx, fy = frame.fy, u0 = frame.u0, v0 = frame.v0, sign = frame.y_up ? -1.0 : 1.0;
+  const double half = chain.half_cube, voxel = chain.voxel, margin = chain.margin, scale = chain.scale;
+  const double centre = chain.centre, rest = centre * (1.0 - scale), cosine = chain.cosine, sine = chain.sine;
+  const double ref_x = chain.ref[0], ref_y = chain.ref[1], ref_z = chain.ref[2];
+  const double shift_x = chain.shift[0], shift_y = chain.shift[1], shift_z = chain.shift[2];
+  const double grid = chain.grid, lowest = chain.floor ? 0.0 : std::nextafter(-1.0, 0.0);
+  const bool turned = chain.angle != 0.0;
+  for (int i = 0; i < count; ++i) {
+    const double z = depth[i];
+    const double px = static_cast<float>((column[i] - u0) * z / fx);
+    const double py = static_cast<float>(sign * (row[i] - v0) * z / fy);
+    double gx = (((px - ref_x) / half + 1.0) / voxel + margin) * scale + rest;
+    double gy = (((py - ref_y) / half + 1.0) / voxel + margin) * scale + rest;
+    const double gz = (((z - ref_z) / half + 1.0) / voxel + margin) * scale + rest - shift_z;
+    const double dx = gx - centre, dy = gy - centre;
+    gx = (turned ? centre + dx * cosine - dy * sine : gx) - shift_x;
+    gy = (turned ? centre + dx * sine + dy * cosine : gy) - shift_y;
+    // The index is put together from whole numbers in double, exact and without a branch; a NaN is outside.
+    const bool inside = (gx >= lowest) & (gy >= lowest) & (gz >= lowest) & (gx < grid) & (gy < grid) & (gz < grid);
+    const double flat = (std::trunc(gx) * grid + std::trunc(gy)) * grid + std::trunc(gz);
+    voxels[i] = inside ? flat : -1.0;
+  }
+}
 
 template <class T>
 void fill_sample(const float* crop, const Frame& frame, const Chain& chain, T one, T* out) {
   const int64_t cells = static_cast<int64_t>(chain.grid) * chain.grid * chain.grid;
   std::fill(out, out + cells, T{0});
-  const auto draw = [&](int64_t column, int64_t row, double z) {
-    const int64_t voxel = frame.voxel(chain, column, row, z);
-    if (voxel >= 0) out[voxel] = one;
+  Points points;
+  const auto flush = [&] {
+    if (chain.author)
+      for (int i = 0; i < points.count; ++i)
+        points.voxel[i] = static_cast<double>(frame.voxel(chain, points.column[i], points.row[i], points.z[i]));
+    else
+      place(frame, chain, points.count, points.column, points.row, points.z, points.voxel);
+    for (int i = 0; i < points.count; ++i)
+      if (points.voxel[i] >= 0.0) out[static_cast<int64_t>(points.voxel[i])] = one;
+    points.count = 0;
+  };
+  const auto add = [&](int64_t column, int64_t row, double z) {
+    points.column[points.count] = static_cast<double>(column + frame.pixel_origin);
+    points.row[points.count] = static_cast<double>(row + frame.pixel_origin);
+    points.z[points.count] = z;
+    if (++points.count == kPoints) flush();
   };
   const int64_t crop_width = frame.right - frame.left;
   for (int64_t row = frame.top; row < frame.bottom; ++row, crop += crop_width)
     for (int64_t column = 0; column < crop_width; ++column)
-      if (crop[column] != 0.0f) draw(frame.left + column, row, crop[column]);
+      if (crop[column] != 0.0f) add(frame.left + column, row, crop[column]);
 
   // Pixels without a measurement lie on one plane; turning does not move z, so its index decides for all of them.
-  if (chain.index(chain.z(frame.far)) < 0) return;
-  crop -= crop_width * (frame.bottom - frame.top);
-  for (int64_t row = 0; row < frame.height; ++row)
-    for (int64_t column = 0; column < frame.width; ++column) {
-      const bool in_crop = row >= frame.top && row < frame.bottom && column >= frame.left && column < frame.right;
-      if (!in_crop || crop[(row - frame.top) * crop_width + column - frame.left] == 0.0f) draw(column, row, frame.far);
-    }
+  if (chain.index(chain.z(frame.far)) >= 0) {
+    crop -= crop_width * (frame.bottom - frame.top);
+    for (int64_t row = 0; row < frame.height; ++row)
+      for (int64_t column = 0; column < frame.width; ++column) {
+        const bool in_crop = row >= frame.top && row < frame.bottom && column >= frame.left && column < frame.right;
+        if (!in_crop || crop[(row - frame.top) * crop_width + column - frame.left] == 0.0f) add(column, row, frame.far);
+      }
+  }
+  flush();
 }
 
-void voxelize(std::uintptr_t depth, int64_t depth_count, std::uintptr_t starts, std::uintptr_t frames,
+void voxelize(std::uintptr_t depth, int64_t /* depth_count */, std::uintptr_t starts, std::uintptr_t frames,
               std::uintptr_t cameras, std::uintptr_t chains, int64_t batch, int pixel_origin, bool floor, bool author,
               int grid, int margin, std::uintptr_t out, int size, uint64_t one, int threads) {
   const int64_t cells = static_cast<int64_t>(grid) * grid * grid;
+  large_pages(out, batch * cells * size);
   parallel(batch, batch * cells, threads, [&](int64_t b) {
     const Chain chain(pointer<double>(chains) + b * v2v::kChainColumns, grid, margin, author, floor);
     const Frame frame(pointer<int64_t>(frames) + b * v2v::kFrameColumns,
@@ -95,7 +163,6 @@ void voxelize(std::uintptr_t depth, int64_t depth_count, std::uintptr_t starts, 
       default: fill_sample(crop, frame, chain, one, static_cast<uint64_t*>(volume));
     }
   });
-  static_cast<void>(depth_count);
 }
 
 void joint_coordinates(std::uintptr_t joints_mm, std::uintptr_t chains, int64_t batch, int64_t joints, bool author,
@@ -144,8 +211,8 @@ V2V_CLONES void narrow(const float* in, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = v2v::to_bfloat16(in[i]);
 }
 
-// The largest value; NaN if there is one. Compared as integers in the order of the floats, because a maximum of integers is a
-// loop that every compiler makes into vectors.
+// The largest value; NaN if there is one. Compared as integers in the order of the floats, because a maximum of integers
+// is a loop that every compiler makes into vectors.
 V2V_CLONES float plane_max(const float* in, int64_t n) {
   int32_t best = std::numeric_limits<int32_t>::min(), largest = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -184,7 +251,8 @@ V2V_CLONES double plane_exp(const float* in, int64_t n, float top, float* over_x
 }
 
 // p (part_x + part_yz), p = exp(v - lse)
-V2V_CLONES void plane_soft_gradient(const float* in, int64_t n, float lse, float part_x, const float* part_yz, float* out) {
+V2V_CLONES void plane_soft_gradient(const float* in, int64_t n, float lse, float part_x, const float* part_yz,
+                                    float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = exp_below(in[i] - lse) * (part_x + part_yz[i]);
 }
 
@@ -255,9 +323,10 @@ struct Gaussian {
   }
 };
 
-void gaussian_heatmaps(std::uintptr_t cells, int64_t count, int64_t size, double sigma, double offset, std::uintptr_t out,
-                       int code, int threads) {
+void gaussian_heatmaps(std::uintptr_t cells, int64_t count, int64_t size, double sigma, double offset,
+                       std::uintptr_t out, int code, int threads) {
   const int64_t n = size * size;
+  large_pages(out, count * size * n * (code == 1 ? 2 : 4));
   parallel(count, count * size * n, threads, [&](int64_t joint) {
     const Gaussian target(pointer<double>(cells) + joint * 3, size, size, size, sigma, offset);
     Planes maps(out, code, n);
@@ -283,10 +352,12 @@ void gaussian_mse(std::uintptr_t pred, int code, std::uintptr_t cells, int64_t c
 }
 
 void gaussian_mse_backward(std::uintptr_t grad, std::uintptr_t pred, int code, std::uintptr_t cells, int64_t count,
-                           int64_t X, int64_t Y, int64_t Z, double sigma, double offset, std::uintptr_t out, int threads) {
+                           int64_t X, int64_t Y, int64_t Z, double sigma, double offset, std::uintptr_t out,
+                           int threads) {
   const int64_t n = Y * Z;
   const double total = static_cast<double>(count) * static_cast<double>(X * n);
   const auto scale = static_cast<float>(2.0 * static_cast<double>(*pointer<float>(grad)) / total);
+  large_pages(out, count * X * n * (code == 1 ? 2 : 4));
   parallel(count, count * X * n, threads, [&](int64_t joint) {
     const Gaussian target(pointer<double>(cells) + joint * 3, X, Y, Z, sigma, offset);
     Planes in(pred, code, n), gradient(out, code, n);
@@ -366,6 +437,7 @@ void soft_argmax_backward(std::uintptr_t logits, int code, std::uintptr_t coords
                           std::uintptr_t g_coords, std::uintptr_t g_lse, int64_t count, int64_t X, int64_t Y, int64_t Z,
                           std::uintptr_t out, int threads) {
   const int64_t n = Y * Z;
+  large_pages(out, count * X * n * (code == 1 ? 2 : 4));
   parallel(count, count * X * n, threads, [&](int64_t joint) {
     const float* at = pointer<float>(coords) + joint * 3;
     const float* g = pointer<float>(g_coords) + joint * 3;

@@ -1,5 +1,6 @@
-// V2V-PoseNet on CUDA. The functions and their arguments are those of v2v_cpu.cpp, with device pointers, and at the end the
-// device and the stream instead of the number of threads. Nothing waits for the device. Sums have a fixed order (no atomics).
+// V2V-PoseNet on CUDA. The functions and their arguments are those of v2v_cpu.cpp, with device pointers, and at the end
+// the device and the stream instead of the number of threads. Nothing waits for the device. Sums have a fixed order (no
+// atomics).
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
@@ -20,7 +21,8 @@ constexpr int kThreads = 256;
 constexpr int64_t kMaxBlocks = 1 << 30;
 
 void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string("v2v_cuda: ") + what + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string("v2v_cuda: ") + what + ": " + cudaGetErrorString(status));
 }
 
 // Makes `device` current for a call. This module's CUDA runtime is its own and does not know what torch has chosen.
@@ -66,8 +68,8 @@ __device__ double block_sum(double value, double* shared) {
 
 template <class T>
 __global__ void voxelize_kernel(const float* depth, int64_t depth_count, const int64_t* starts, const int64_t* frames,
-                                const double* cameras, const double* chains, int64_t batch, int pixel_origin, bool floor,
-                                bool author, int grid, int margin, T* out, T one) {
+                                const double* cameras, const double* chains, int64_t batch, int pixel_origin,
+                                bool floor, bool author, int grid, int margin, T* out, T one) {
   __shared__ Chain chain;
   __shared__ Frame frame;
   __shared__ bool plane;
@@ -93,7 +95,8 @@ __global__ void voxelize_kernel(const float* depth, int64_t depth_count, const i
     for (int64_t i = first; i < area; i += step) {
       const double z = crop[i];
       if (z == 0.0) continue;
-      const int64_t voxel = frame.voxel(chain, frame.left + i % crop_width, frame.top + i / crop_width, z);
+      const int64_t column = frame.left + i % crop_width, row = frame.top + i / crop_width;
+      const int64_t voxel = frame.voxel(chain, column + pixel_origin, row + pixel_origin, z);
       if (voxel >= 0) volume[voxel] = one;  // several threads may write the same value
     }
     if (!plane) continue;
@@ -101,7 +104,7 @@ __global__ void voxelize_kernel(const float* depth, int64_t depth_count, const i
       const int64_t column = i % frame.width, row = i / frame.width;
       const bool in_crop = row >= frame.top && row < frame.bottom && column >= frame.left && column < frame.right;
       if (in_crop && crop[(row - frame.top) * crop_width + column - frame.left] != 0.0f) continue;
-      const int64_t voxel = frame.voxel(chain, column, row, frame.far);
+      const int64_t voxel = frame.voxel(chain, column + pixel_origin, row + pixel_origin, frame.far);
       if (voxel >= 0) volume[voxel] = one;
     }
   }
@@ -217,8 +220,8 @@ void with_type(int code, const F& f) {
     f(float{});
 }
 
-void gaussian_heatmaps(std::uintptr_t cells, int64_t count, int64_t size, double sigma, double offset, std::uintptr_t out,
-                       int code, int device, std::uintptr_t stream) {
+void gaussian_heatmaps(std::uintptr_t cells, int64_t count, int64_t size, double sigma, double offset,
+                       std::uintptr_t out, int code, int device, std::uintptr_t stream) {
   const DeviceGuard guard(device);
   if (count == 0) return;
   with_type(code, [&](auto type) {
@@ -267,7 +270,8 @@ __device__ bool goes_before(float value, int64_t index, float other, int64_t oth
 
 // The first maximum of a volume, the same in all threads afterwards.
 template <class T>
-__device__ void block_argmax(const T* maps, int64_t n, float* values, int64_t* indices, float* best, int64_t* best_index) {
+__device__ void block_argmax(const T* maps, int64_t n, float* values, int64_t* indices, float* best,
+                             int64_t* best_index) {
   *best = -INFINITY;
   *best_index = n;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
@@ -366,8 +370,9 @@ void soft_argmax(std::uintptr_t logits, int code, int64_t count, int64_t X, int6
 }
 
 template <class T>
-__global__ void soft_argmax_backward_kernel(const T* logits, const float* coords, const float* lse, const float* g_coords,
-                                            const float* g_lse, int64_t planes, int64_t X, int64_t Y, int64_t Z, T* out) {
+__global__ void soft_argmax_backward_kernel(const T* logits, const float* coords, const float* lse,
+                                            const float* g_coords, const float* g_lse, int64_t planes, int64_t X,
+                                            int64_t Y, int64_t Z, T* out) {
   const unsigned n = static_cast<unsigned>(Y * Z), width = static_cast<unsigned>(Z);
   for (int64_t plane = blockIdx.x; plane < planes; plane += gridDim.x) {
     const int64_t joint = plane / X;
@@ -389,8 +394,8 @@ void soft_argmax_backward(std::uintptr_t logits, int code, std::uintptr_t coords
   with_type(code, [&](auto type) {
     using T = decltype(type);
     soft_argmax_backward_kernel<<<blocks_for(count * X), kThreads, 0, stream_of(stream)>>>(
-        pointer<const T>(logits), pointer<const float>(coords), pointer<const float>(lse), pointer<const float>(g_coords),
-        pointer<const float>(g_lse), count * X, X, Y, Z, pointer<T>(out));
+        pointer<const T>(logits), pointer<const float>(coords), pointer<const float>(lse),
+        pointer<const float>(g_coords), pointer<const float>(g_lse), count * X, X, Y, Z, pointer<T>(out));
   });
   check(cudaGetLastError(), "soft_argmax_backward");
 }

@@ -1,0 +1,517 @@
+"""Checkpoints: our own format, the author's snapshots, and ImageNet weights of the backbone.
+
+    python -m handoccnet.convert --input snapshot_demo.pth.tar --output demo.pt --mano MANO_RIGHT.pkl
+
+Nothing in a file is executed (``weights_only=True``). The MANO arrays and grids that a snapshot carries are compared
+with the user's own and then left out: the hand always comes from the user's MANO file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from shared.errors import DataError, MissingFileError, exit_on_error
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from handoccnet.model import HandOccNet
+    from shared.mano import ManoModel
+
+FORMAT, VERSION = "handpose/handoccnet", 1
+MAX_FILE_BYTES = 2**31  # a snapshot with its Adam state has 480 MB
+_AGAIN = "write or download the file again"
+
+# --- our format -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Checkpoint:
+    """A trained network and what is needed to use it, without the hand model.
+
+    Attributes:
+        state_dict: of :class:`handoccnet.model.HandOccNet`, float32 on the CPU.
+        model: the sizes it was built with, its keyword arguments.
+        mano_sha256: of the MANO file it was trained with; empty where that is not known (the author's snapshots).
+        extra: anything else that was stored, unread (epoch, data set, metrics, the source of a conversion).
+    """
+
+    state_dict: dict[str, Tensor]
+    model: dict[str, Any]
+    mano_sha256: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, mano: ManoModel | str | Path) -> HandOccNet:
+        """The network with its weights, in evaluation mode, on the user's hand model.
+
+        Warns where ``mano`` is another file than the one of the training: poses then mean another hand.
+        """
+        from handoccnet.model import HandOccNet
+
+        hand = _mano(mano)
+        if self.mano_sha256 and hand.sha256 != self.mano_sha256:
+            warnings.warn(
+                f"the network was trained with a MANO file of sha256 {self.mano_sha256[:12]}..., this one "
+                f"({hand.source}) has {hand.sha256[:12]}...; its hands will not be those of the training",
+                stacklevel=2,
+            )
+        network = HandOccNet(hand, **self.model)
+        network.load_state_dict(self.state_dict)
+        return network.eval()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors, as stored in a file."""
+        return {
+            **self.extra,
+            "format": FORMAT,
+            "version": VERSION,
+            "state_dict": self.state_dict,
+            "model": self.model,
+            "mano_sha256": self.mano_sha256,
+        }
+
+
+_ENTRIES = {"format", "version", "state_dict", "model", "mano_sha256"}
+
+
+def checkpoint_of(network: HandOccNet, **extra: Any) -> Checkpoint:
+    """A :class:`Checkpoint` of a network in memory; the weights are copied to the CPU as float32."""
+    state = {key: _to_cpu(value) for key, value in network.state_dict().items()}
+    return Checkpoint(state, dict(network.sizes), network.mano_sha256, dict(extra))
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Writes a ``torch.save`` dict that loads with ``weights_only=True``. The file is complete or untouched."""
+    import torch
+
+    from shared.safe_io import atomic_path
+
+    with atomic_path(Path(path)) as temporary:
+        torch.save(checkpoint.as_dict(), temporary)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads our format; a training run's checkpoints are in it too.
+
+    Raises:
+        MissingFileError: no such file.
+        DataError: the file is truncated, a web page, of another program or method, or does not fit together.
+    """
+    path = Path(path)
+    content = _read_torch(path)
+    if not isinstance(content, dict) or "format" not in content:
+        raise DataError(
+            "is not a handpose checkpoint (it has no 'format' entry)",
+            path=path,
+            remedy="convert the author's snapshots with python -m handoccnet.convert",
+        )
+    if content["format"] != FORMAT:
+        raise DataError(
+            f"is a checkpoint of {str(content['format'])!r}, expected {FORMAT!r}",
+            path=path,
+            remedy="use the method that wrote it, or give a checkpoint of HandOccNet",
+        )
+    if content.get("version") != VERSION:
+        raise DataError(
+            f"has format version {content.get('version')!r}, this program reads version {VERSION}",
+            path=path,
+            remedy="update handpose, or convert the original file again",
+        )
+    try:
+        checkpoint = Checkpoint(
+            state_dict={str(key): _to_cpu(value) for key, value in content["state_dict"].items()},
+            model={str(key): value for key, value in content["model"].items()},
+            mano_sha256=str(content["mano_sha256"]),
+            extra={key: value for key, value in content.items() if key not in _ENTRIES},
+        )
+        expected = _empty_state(checkpoint.model)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise DataError(
+            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=_AGAIN
+        ) from error
+    _check_state(checkpoint.state_dict, expected, path, "a network of the sizes it names")
+    return checkpoint
+
+
+def _mano(mano: ManoModel | str | Path) -> ManoModel:
+    from shared.mano import ManoModel, load_mano
+
+    return mano if isinstance(mano, ManoModel) else load_mano(mano)
+
+
+def _to_cpu(value: Tensor) -> Tensor:
+    value = value.detach().to("cpu", copy=True)
+    return value.float() if value.is_floating_point() else value
+
+
+def _empty_state(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict of a network of these sizes, without memory behind its tensors."""
+    import torch
+
+    from handoccnet.model import HandOccNet
+    from shared.mano import load_mano
+
+    hand = load_mano("standin")
+    with torch.device("meta"):
+        return HandOccNet(hand, **sizes).state_dict()
+
+
+def _read_torch(path: Path) -> Any:
+    import torch
+
+    if not path.is_file():
+        raise MissingFileError("no such checkpoint file", path=path, remedy="check the path")
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise DataError("is empty", path=path, remedy=_AGAIN)
+    if head.lstrip()[:1] == b"<":
+        raise DataError(
+            "is a web page, not a checkpoint", path=path, remedy="download the file itself, not its preview page"
+        )
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(
+            f"has {path.stat().st_size} bytes, more than the {MAX_FILE_BYTES} that a checkpoint may have",
+            path=path,
+            remedy="check that this is the right file",
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types here, all of them mean that the file cannot be used
+        raise DataError(
+            f"cannot be read as a PyTorch checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]})",
+            path=path,
+            remedy="it may be truncated, or hold more than tensors; " + _AGAIN,
+        ) from error
+
+
+def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, what: str) -> None:
+    """Strict comparison of names and shapes, and of values for being finite; every mismatch is listed."""
+    import torch
+
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    problems += [f"{key} is not finite" for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise DataError(
+            f"does not fit {what}: {'; '.join(problems[:8])}{more}",
+            path=path,
+            remedy="give a file of the network that was asked for, with all its layers",
+        )
+
+
+# --- the author's names -----------------------------------------------------------------------------------------------
+
+_RULES: list[tuple[str, str]] = [
+    (r"backbone\.layer0\.0\.", "backbone.stem.conv."),
+    (r"backbone\.layer0\.1\.", "backbone.stem.norm."),
+    (r"backbone\.layer(\d)\.0\.(\d+)\.downsample\.0\.", "backbone.stages.{0-}.{1}.skip.conv."),
+    (r"backbone\.layer(\d)\.0\.(\d+)\.downsample\.1\.", "backbone.stages.{0-}.{1}.skip.norm."),
+    (r"backbone\.layer(\d)\.0\.(\d+)\.conv(\d)\.", "backbone.stages.{0-}.{1}.{2unit}.conv."),
+    (r"backbone\.layer(\d)\.0\.(\d+)\.bn(\d)\.", "backbone.stages.{0-}.{1}.{2unit}.norm."),
+    (r"backbone\.toplayer\.", "backbone.lateral.0."),
+    (r"backbone\.latlayer(\d)\.", "backbone.lateral.{0}."),
+    (r"backbone\.smooth2\.", "backbone.unused_smooth."),
+    (r"backbone\.smooth3\.", "backbone.smooth."),
+    (r"backbone\.attention_module\.spatial\.conv\.", "backbone.gate.conv."),
+    (r"backbone\.attention_module\.spatial\.bn\.", "backbone.gate.norm."),
+    (r"FIT\.layers\.(\d)\.", "fit.transformer.layers.{0}."),
+    (r"FIT\.conv1\.0\.", "fit.merge1."),
+    (r"FIT\.conv1\.2\.", "fit.merge2."),
+    (r"FIT\.conv2\.0\.", "fit.skip."),
+    (r"SET\.layers\.(\d)\.", "set.layers.{0}."),
+    (r"regressor\.hand_regHead\.hg\.0\.hg\.(\d)\.(\d)\.0\.", "head.hourglass.levels.{0}.{1}."),
+    (r"regressor\.hand_regHead\.res\.0\.0\.", "head.residual."),
+    (r"regressor\.hand_regHead\.fc\.0\.block\.0\.", "head.encoding.conv."),
+    (r"regressor\.hand_regHead\.fc\.0\.block\.1\.", "head.encoding.norm."),
+    (r"regressor\.hand_regHead\.score\.0\.", "head.score."),
+    (r"regressor\.hand_regHead\.betas$", "head.sharpness"),
+    (r"regressor\.hand_Encoder\.heatmap_conv\.", "encoder.from_heatmaps."),
+    (r"regressor\.hand_Encoder\.encoding_conv\.", "encoder.from_encoding."),
+    (r"regressor\.hand_Encoder\.reg\.(\d+)\.", "encoder.units.{0}."),
+    (r"regressor\.mano_regHead\.mano_base_layer\.(\d)\.", "hand_head.base.{0}."),
+    (r"regressor\.mano_regHead\.pose_reg\.", "hand_head.pose."),
+    (r"regressor\.mano_regHead\.shape_reg\.", "hand_head.shape."),
+]
+_UNITS = {"1": "reduce", "2": "spatial", "3": "expand"}
+# The layers of a residual unit: the hourglass counts its norms from 1, the encoder from none.
+_HEAD_LAYERS = {"bn1.": "norm.", "bn2.": "reduce.norm.", "bn3.": "spatial.norm."}
+_ENCODER_LAYERS = {"bn.": "norm.", "bn1.": "reduce.norm.", "bn2.": "spatial.norm."}
+_CONVS = {"conv1.": "reduce.conv.", "conv2.": "spatial.conv.", "conv3.": "expand."}
+_ATTENTION_LAYERS = {
+    "q_embedding": "query_embedding",
+    "k_embedding": "key_embedding",
+    "encode_query.": "query.",
+    "encode_key.": "key.",
+    "encode_value.": "value.",
+    "encode_query2.": "gate_query.",
+    "encode_key2.": "gate_key.",
+    "norm2.": "norm.",
+    "mlp.": "",
+}
+_MANO_BUFFERS: dict[str, Callable[[ManoModel], Any]] = {
+    "th_betas": lambda m: None,
+    "th_shapedirs": lambda m: m.shapedirs,
+    "th_posedirs": lambda m: m.posedirs,
+    "th_v_template": lambda m: m.v_template[None],
+    "th_J_regressor": lambda m: m.J_regressor,
+    "th_weights": lambda m: m.weights,
+    "th_faces": lambda m: m.faces,
+    "th_hands_mean": lambda m: m.hands_mean[None],
+    "th_selected_comps": lambda m: None,
+}
+"""MANO arrays in a snapshot and what they should equal; None where the network does not use them."""
+
+
+def reference_key_to_ours(key: str) -> str | None:
+    """The name in :class:`handoccnet.model.HandOccNet` of a snapshot's entry (without ``module.``); None if it has
+    none."""
+    for pattern, ours in _RULES:
+        match = re.match(pattern, key)
+        if match is None:
+            continue
+        for i, group in enumerate(match.groups()):
+            ours = ours.replace(f"{{{i}}}", group).replace(f"{{{i}unit}}", _UNITS.get(group, group))
+            ours = ours.replace(f"{{{i}-}}", str(int(group) - 1))
+        rest = key[match.end() :]
+        layers: dict[str, str] = {}
+        if ours.startswith(("head.hourglass", "head.residual")):
+            layers = _HEAD_LAYERS | _CONVS
+        elif ours.startswith("encoder.units"):
+            layers = _ENCODER_LAYERS | _CONVS
+        elif ".layers." in ours:
+            layers = _ATTENTION_LAYERS
+        for theirs, name in layers.items():
+            if rest.startswith(theirs):
+                return ours + name + rest[len(theirs) :]
+        return ours + rest if not layers else None
+    return None
+
+
+def _reshape(ours: str, value: Tensor) -> Tensor:
+    """The original's 1x1 convolutions and embedded maps as our matrices over tokens."""
+    if ".layers." in ours:
+        if ours.endswith("_embedding") and value.ndim == 4:
+            return value[0].flatten(1).T.contiguous()
+        if value.ndim == 4 and value.shape[2:] == (1, 1):
+            return value[:, :, 0, 0].contiguous()
+    return value
+
+
+def _check_ignored(state: dict[str, Tensor], mano: ManoModel, path: Path) -> None:
+    """Takes the constants out of a snapshot's state; warns where its hand is not the user's."""
+    import torch
+
+    differences = []
+    for name, of in _MANO_BUFFERS.items():
+        value, expected = state.pop(f"regressor.mano_regHead.mano_layer.{name}", None), of(mano)
+        if value is None or expected is None:
+            continue
+        ours = torch.as_tensor(expected)
+        if value.shape != ours.shape:
+            differences.append(f"{name} has shape {tuple(value.shape)}, not {tuple(ours.shape)}")
+        elif not torch.allclose(value.double(), ours.double(), rtol=0, atol=1e-6):
+            differences.append(f"{name} differs by up to {float((value.double() - ours.double()).abs().max()):.3g}")
+    if differences:
+        warnings.warn(
+            f"{path}: the hand inside this snapshot is not that of {mano.source} ({'; '.join(differences)}); the "
+            "latter is used, and the network was trained with another",
+            stacklevel=3,
+        )
+    for name in ("uu", "vv"):
+        grid = state.pop(f"regressor.hand_regHead.{name}", None)
+        if grid is None:
+            continue
+        size = grid.shape[-1]
+        middle = ((torch.arange(size) + 0.5) / size).expand(size, size)
+        if grid.shape != middle.shape or not torch.allclose(grid, middle if name == "uu" else middle.T, atol=1e-6):
+            raise DataError(
+                f"has a grid {name} of other coordinates than the middles of its cells",
+                path=path,
+                remedy="give a snapshot of the published network",
+            )
+    for name in [key for key in state if key.startswith("fitting_loss.")]:  # in snapshots since October 2023
+        del state[name]
+
+
+def read_reference(path: str | Path, *, mano: ManoModel | str | Path, **sizes: Any) -> tuple[HandOccNet, dict[str, Any]]:
+    """The network of an author's ``snapshot_*.pth.tar``, in evaluation mode, and its other entries (``epoch``).
+
+    Args:
+        path: the snapshot as it is: ``{"epoch", "network", "optimizer"}``, keys with ``module.``; a bare state dict
+            and keys without the prefix are read as well.
+        mano: the user's hand, from :func:`shared.mano.load_mano` or its path.
+        sizes: of :class:`handoccnet.model.HandOccNet`, where they are not the published ones.
+
+    Raises:
+        MissingFileError, DataError: no such file; not a snapshot of this network, with everything that is missing or
+            unexpected.
+    """
+    import torch
+
+    from handoccnet.model import HandOccNet
+
+    path, hand = Path(path), _mano(mano)
+    content = _read_torch(path)
+    if isinstance(content, dict) and "format" in content:
+        raise DataError(
+            f"is a checkpoint of {str(content['format'])!r}, not a snapshot of the original program",
+            path=path,
+            remedy="load it with load_checkpoint",
+        )
+    outer = content if isinstance(content, dict) and isinstance(content.get("network"), Mapping) else {}
+    network = outer.get("network", content)
+    if not isinstance(network, Mapping) or not network or not all(isinstance(v, torch.Tensor) for v in network.values()):
+        raise DataError(
+            "has no 'network' entry with the weights",
+            path=path,
+            remedy="give a snapshot_*.pth.tar of the original program",
+        )
+    theirs = {str(key).removeprefix("module."): _to_cpu(value) for key, value in network.items()}
+    _check_ignored(theirs, hand, path)
+    state: dict[str, Tensor] = {}
+    for key, value in theirs.items():
+        ours = reference_key_to_ours(key)
+        state[key if ours is None else ours] = value if ours is None else _reshape(ours, value)
+    model = HandOccNet(hand, **sizes)
+    _check_state(state, model.state_dict(), path, "HandOccNet")
+    model.load_state_dict(state)
+    rest = {key: value for key, value in outer.items() if key not in ("network", "optimizer")}
+    return model.eval(), rest
+
+
+def load_reference(path: str | Path, *, mano: ManoModel | str | Path, **sizes: Any) -> nn.Module:
+    """The original model from its own snapshot, in evaluation mode, with the original's inputs and outputs.
+
+    Takes images (B, 3, 256, 256) in 0..1, or the original's ``{"img": images}``. Gives a dict: ``joints_coord_img``
+    (B, 21, 2) fractions of the crop; ``mano_pose`` and ``mano_pose_aa`` (B, 48); ``mano_shape`` (B, 10);
+    ``joints_coord_cam`` (B, 21, 3), ``mesh_coord_cam`` (B, 778, 3) and ``manojoints2cam`` (B, 16, 4, 4) in metres.
+    ``.network`` is our network. Arguments and errors as :func:`read_reference`.
+    """
+    return _reference_outputs(read_reference(path, mano=mano, **sizes)[0])
+
+
+def _reference_outputs(network: HandOccNet) -> nn.Module:
+    import torch
+    from torch import nn
+
+    class ReferenceOutputs(nn.Module):
+        """Our network under the original's names and units."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, inputs: Tensor | Mapping[str, Tensor], *_: Any) -> dict[str, Tensor]:
+            image = inputs if isinstance(inputs, torch.Tensor) else inputs["img"]
+            out = self.network(image)
+            transforms = out["transforms"] * out["transforms"].new_tensor([1.0, 1.0, 1.0, 1e-3])
+            transforms = torch.cat((transforms[:, :, :3], out["transforms"][:, :, 3:]), 2)
+            return {
+                "joints_coord_img": out["joints_img"],
+                "mano_pose": out["pose"],
+                "mano_pose_aa": out["pose"],
+                "mano_shape": out["betas"],
+                "joints_coord_cam": out["joints_mm"] / 1000,
+                "mesh_coord_cam": out["verts_mm"] / 1000,
+                "manojoints2cam": transforms,
+            }
+
+    return ReferenceOutputs().eval()
+
+
+# --- ImageNet weights of the backbone ---------------------------------------------------------------------------------
+
+
+def load_backbone(network: HandOccNet, path: str | Path | None) -> str:
+    """ImageNet weights for a network that is to be trained; returns the line for the log.
+
+    Args:
+        network: changed in place; only stem and stages have such weights.
+        path: a ResNet-50 file with torchvision's names, ``.pth`` or ``.safetensors`` (the original took
+            ``resnet50-19c8e357.pth``); None or ``""`` leaves the random start.
+
+    Raises:
+        MissingFileError, DataError: no such file, not readable, or not exactly the network's ResNet.
+    """
+    if not path:
+        return "backbone: random weights (no file of ImageNet weights was given)"
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        content: Any = _read_safetensors(path)
+    else:
+        content = _read_torch(path)
+    if not isinstance(content, Mapping) or not all(hasattr(value, "shape") for value in content.values()):
+        raise DataError(
+            "is not a plain state dict", path=path, remedy="give torchvision's resnet50 file, .pth or .safetensors"
+        )
+    state = {}
+    for key, value in content.items():
+        name = str(key)
+        if name in ("fc.weight", "fc.bias"):
+            continue
+        name = re.sub(r"^conv1\.", "layer0.0.", re.sub(r"^bn1\.", "layer0.1.", name))
+        name = re.sub(r"^layer([1-4])\.(\d+)\.", r"layer\1.0.\2.", name)
+        state[reference_key_to_ours(f"backbone.{name}") or str(key)] = _to_cpu(cast("Tensor", value))
+    own = network.backbone.state_dict()
+    expected = {f"backbone.{key}": value for key, value in own.items() if key.startswith(("stem.", "stages."))}
+    for key, value in expected.items():  # torchvision's first files are older than this counter
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, value.new_zeros(()).cpu())
+    _check_state(state, expected, path, f"a ResNet of {network.sizes['blocks']} blocks, stem {network.sizes['stem']}")
+    network.backbone.load_state_dict({key.removeprefix("backbone."): v for key, v in state.items()}, strict=False)
+    return f"backbone: {len(state)} tensors from {path}"
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise MissingFileError("no such checkpoint file", path=path, remedy="check the path")
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # SafetensorError and OS errors alike
+        raise DataError(
+            f"cannot be read as a safetensors file ({type(error).__name__}: {error})", path=path, remedy=_AGAIN
+        ) from error
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m handoccnet.convert",
+        description="Converts a snapshot of the original program to our checkpoint, without the MANO arrays in it.",
+    )
+    parser.add_argument("--input", type=Path, required=True, help="snapshot_*.pth.tar of the original program")
+    parser.add_argument("--output", type=Path, required=True, help="file to write, .pt")
+    parser.add_argument(
+        "--mano", required=True, help='your MANO_RIGHT.pkl (or its .npz), compared with the one inside; or "standin"'
+    )
+    args = parser.parse_args(argv)
+    network, rest = read_reference(args.input, mano=args.mano)
+    epoch = rest.get("epoch")
+    known = {"epoch": epoch} if isinstance(epoch, int) else {}
+    checkpoint = checkpoint_of(network, source=args.input.name, **known)
+    checkpoint.mano_sha256 = ""  # the file it was trained with is not known, only that its arrays were compared
+    save_checkpoint(args.output, checkpoint)
+    count = sum(p.numel() for p in network.parameters())
+    print(f"{args.output}: {count:,} parameters from {args.input}" + (f", epoch {epoch}" if known else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

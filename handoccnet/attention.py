@@ -16,7 +16,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
     Through ``scaled_dot_product_attention``: the (B, heads, N, N) map never exists in memory.
     """
-    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -71,10 +71,9 @@ class AttentionLayer(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             tokens = key.shape[1]
             mean = key.float().mean(1)
-            weight, bias = self.gate_key.weight.float(), self.gate_key.bias.float()
-            key_sum = tokens * F.linear(mean, weight, bias)
-            projection = self.gate_query
-            return injection_gate(query.float(), key_sum, projection.weight.float(), projection.bias.float(), self.heads)
+            key_sum = tokens * F.linear(mean, self.gate_key.weight.float(), self.gate_key.bias.float())
+            weight, bias = self.gate_query.weight.float(), self.gate_query.bias.float()
+            return injection_gate(query.float(), key_sum, weight, bias, self.heads)
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """(B, N, C) from a query map and a key map, both (B, N, C)."""
@@ -82,7 +81,7 @@ class AttentionLayer(nn.Module):
         out = attend(self.query(placed), self.key(keyed), self.value(key), self.heads)
         if self.gated:
             gate = self.gate(placed, keyed).to(out.dtype)
-            out = (out.unflatten(2, (self.heads, -1)) * gate[..., None]).flatten(2)
+            out = (out.reshape(*gate.shape, -1) * gate[..., None]).flatten(2)
         else:
             out = query + out
         hidden = F.gelu(self.fc1(self.norm(out)))  # exact GELU
@@ -129,4 +128,4 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_map(tokens: Tensor, width: int) -> Tensor:
     """(B, H W, C) as (B, C, H, W), channels last in memory."""
-    return tokens.unflatten(1, (-1, width)).permute(0, 3, 1, 2)
+    return tokens.reshape(len(tokens), -1, width, tokens.shape[2]).permute(0, 3, 1, 2)

@@ -72,6 +72,7 @@ class Backbone(nn.Module):
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
         # The original computes this one on P3 and drops the result. Kept to load and save, never run, never trained.
         self.unused_smooth = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
+        self.pooled: nn.Conv2d | None = None  # in inference: smoothing and averaging as one convolution
         self.gate = ConvNorm(2, 1, 7, bias=False, momentum=0.01)
         for part in (self.stem, self.stages):  # as torchvision starts a ResNet; ImageNet weights replace it
             for module in part.modules():
@@ -99,6 +100,7 @@ class Backbone(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The map (B, C, S/8, S/8) and the gate (B, 1, S/8, S/8) in 0..1: 1 where the hand is seen."""
         maps = self.pyramid(image)
+        features: Tensor
         top: Tensor | None = None
         for lateral, x in zip(self.lateral, reversed(maps), strict=True):
             side = lateral(x)
@@ -106,7 +108,12 @@ class Backbone(nn.Module):
                 side = side + F.interpolate(top, size=side.shape[2:], mode="bilinear", align_corners=False)
             top = side
         assert top is not None
-        features = F.conv2d(top, self.pooling_kernel(), self.smooth.bias, stride=2, padding=1)
+        if self.pooled is not None:
+            features = self.pooled(top)
+        elif self.training:
+            features = F.conv2d(top, self.pooling_kernel(), self.smooth.bias, stride=2, padding=1)
+        else:  # as the original, for its last digits: FIT's gate magnifies the rounding of the longer sums
+            features = F.avg_pool2d(self.smooth(top), 2)
         # CBAM's spatial attention: maximum first, then mean
         summary = torch.cat((features.amax(1, keepdim=True), features.mean(1, keepdim=True)), 1)
         return features, torch.sigmoid(self.gate(summary))

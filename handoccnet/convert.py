@@ -47,10 +47,10 @@ class Checkpoint:
     mano_sha256: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, mano: ManoModel | str | Path) -> HandOccNet:
+    def build(self, mano: ManoModel | str | Path, **changes: Any) -> HandOccNet:
         """The network with its weights, in evaluation mode, on the user's hand model.
 
-        Warns where ``mano`` is another file than the one of the training: poses then mean another hand.
+        ``changes`` replace arguments of the network that do not touch its weights: ``tips="ho3d"``. Warns where ``mano`` is another file than the one of the training: poses then mean another hand.
         """
         from handoccnet.model import HandOccNet
 
@@ -61,7 +61,7 @@ class Checkpoint:
                 f"({hand.source}) has {hand.sha256[:12]}...; its hands will not be those of the training",
                 stacklevel=2,
             )
-        network = HandOccNet(hand, **self.model)
+        network = HandOccNet(hand, **{**self.model, **changes})
         network.load_state_dict(self.state_dict)
         return network.eval()
 
@@ -346,7 +346,9 @@ def _check_ignored(state: dict[str, Tensor], mano: ManoModel, path: Path) -> Non
         del state[name]
 
 
-def read_reference(path: str | Path, *, mano: ManoModel | str | Path, **sizes: Any) -> tuple[HandOccNet, dict[str, Any]]:
+def read_reference(
+    path: str | Path, *, mano: ManoModel | str | Path, **sizes: Any
+) -> tuple[HandOccNet, dict[str, Any]]:
     """The network of an author's ``snapshot_*.pth.tar``, in evaluation mode, and its other entries (``epoch``).
 
     Args:
@@ -373,12 +375,15 @@ def read_reference(path: str | Path, *, mano: ManoModel | str | Path, **sizes: A
         )
     outer = content if isinstance(content, dict) and isinstance(content.get("network"), Mapping) else {}
     network = outer.get("network", content)
-    if not isinstance(network, Mapping) or not network or not all(isinstance(v, torch.Tensor) for v in network.values()):
+    if not isinstance(network, Mapping) or not any(isinstance(v, torch.Tensor) for v in network.values()):
         raise DataError(
             "has no 'network' entry with the weights",
             path=path,
             remedy="give a snapshot_*.pth.tar of the original program",
         )
+    strangers = [str(key) for key, value in network.items() if not isinstance(value, torch.Tensor)]
+    if strangers:
+        raise DataError(f"has entries that are no tensors: {', '.join(strangers[:8])}", path=path, remedy=_AGAIN)
     theirs = {str(key).removeprefix("module."): _to_cpu(value) for key, value in network.items()}
     _check_ignored(theirs, hand, path)
     state: dict[str, Tensor] = {}

@@ -72,7 +72,7 @@ class PoseHead(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Heat maps (B, 21, H, W) that sum to 1, joints (B, 21, 2) x first, both float32; encoding (B, C, H, W)."""
         encoding = leaky(self.encoding(self.residual(self.hourglass(x))))
-        latents = self.score(encoding)
+        latents = self.score(encoding.to(self.score.weight.dtype))
         with torch.autocast(x.device.type, enabled=False):
             logits = latents.flatten(2).float() * self.sharpness.float()
             heatmaps = logits.softmax(-1)
@@ -90,10 +90,10 @@ class PoseEncoder(nn.Module):
         self.units = nn.ModuleList(ResidualUnit(channels) for _ in range(2 * (size.bit_length() - 2)))
 
     def forward(self, heatmaps: Tensor, encoding: Tensor) -> Tensor:
-        heatmaps = heatmaps.to(encoding.dtype).contiguous(memory_format=torch.channels_last)
-        x = self.from_heatmaps(heatmaps) + self.from_encoding(encoding)
+        x = self.from_heatmaps(heatmaps.to(encoding.dtype)) + self.from_encoding(encoding)
         for i, unit in enumerate(self.units):
             x = unit(x)
             if i % 2:
                 x = F.max_pool2d(x, 2)
-        return x.flatten(1)  # channel by channel
+        features: Tensor = x.flatten(1)  # channel by channel
+        return features

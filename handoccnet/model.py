@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from handoccnet.attention import Injection, Transformer, to_map, to_tokens
@@ -99,7 +98,7 @@ class HandOccNet(nn.Module):
         """Everything about a batch of crops.
 
         Args:
-            image: (B, 3, S, S) RGB in 0..1, not normalised, right hands (left ones mirrored).
+            image: (B, 3, S, S) RGB in 0..1, not normalised, right hands (left ones mirrored); any memory layout.
 
         Returns:
             ``joints_mm`` (B, 21, 3), order ``"thumb_first"``, and ``verts_mm`` (B, 778, 3): mm, OpenCV axes,
@@ -113,7 +112,7 @@ class HandOccNet(nn.Module):
                 f"image must be floating point of shape (B, 3, {self.image_size}, {self.image_size}), "
                 f"got {image.dtype} {tuple(image.shape)}"
             )
-        features, gate = self.backbone(image.contiguous(memory_format=torch.channels_last))
+        features, gate = self.backbone(image)
         primary = features * gate
         hidden = self.fit(features - primary, primary)
         tokens = to_tokens(hidden)

@@ -56,7 +56,7 @@ def rotmat_to_rotvec(rotmat: Tensor) -> Tensor:
 
 
 class Hand(nn.Module):
-    """The right MANO hand in this method's convention: mean pose added, manopth's tips, not centred, joints thumb first.
+    """The right MANO hand in this method's convention: mean pose added, manopth's tips, uncentred, joints thumb first.
 
     Args:
         model: from :func:`shared.mano.load_mano`.
@@ -66,9 +66,7 @@ class Hand(nn.Module):
 
     def __init__(self, model: ManoModel, tips: str | tuple[int, int, int, int, int] = "manopth") -> None:
         super().__init__()
-        self.layer = ManoLayer(
-            model, n_pca=None, flat_hand_mean=False, tips=tips, joint_order="thumb_first", unit="mm"
-        )
+        self.layer = ManoLayer(model, n_pca=None, flat_hand_mean=False, tips=tips, joint_order="thumb_first", unit="mm")
         self.register_buffer("chain", _CHAIN, persistent=False)
 
     chain: Tensor
@@ -83,7 +81,7 @@ class Hand(nn.Module):
         rotmats = self.layer.pose_to_rotmats(pose)
         verts_mm, joints_mm = self.layer.from_rotmats(rotmats, betas)
         assert verts_mm is not None
-        fingers = rotmats[:, 1:].unflatten(1, (5, 3))
+        fingers = rotmats[:, 1:].reshape(-1, 5, 3, 3, 3)
         first = rotmats[:, :1] @ fingers[:, :, 0]
         second = first @ fingers[:, :, 1]
         turns = torch.stack((first, second, second @ fingers[:, :, 2]), 2).flatten(1, 2)
@@ -101,7 +99,7 @@ class Hand(nn.Module):
             return {
                 "verts_mm": hand["verts_mm"],
                 "joints_mm": hand["joints_mm"],
-                "rotmats": rotvec_to_rotmat(pose.unflatten(1, (16, 3))),
+                "rotmats": rotvec_to_rotmat(pose.reshape(-1, 16, 3)),
                 "betas": betas,
             }
 
@@ -125,7 +123,7 @@ class HandHead(nn.Module):
         """``pose`` (B, 48), ``rotmats`` (B, 16, 3, 3), ``betas`` (B, 10) and :class:`Hand`'s outputs."""
         with torch.autocast(features.device.type, enabled=False):
             x = self.base(features.float())
-            rotmats = rot6d_to_rotmat(self.pose(x).unflatten(1, (16, 6)))
+            rotmats = rot6d_to_rotmat(self.pose(x).reshape(-1, 16, 6))
             betas = self.shape(x)
             pose = rotmat_to_rotvec(rotmats).flatten(1)
             return {"pose": pose, "rotmats": rotmats, "betas": betas, **self.hand(pose, betas)}

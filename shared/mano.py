@@ -3,10 +3,13 @@
 Mathematics and file format: Romero, Tzionas, Black, "Embodied Hands", SIGGRAPH Asia 2017. The file is licensed and is
 not part of this project (mano.is.tue.mpg.de, registration); ``load_mano("standin")`` gives a hand of our own in the
 same format. Conventions that differ between public layers (tips, units, mean pose, centring) are named options here.
+
+    python -m shared.mano MANO_RIGHT.pkl --out mano_right.npz    checks a file and saves it without pickle
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.errors import DataError
+from shared.errors import DataError, MissingFileError, exit_on_error
 from shared.safe_io import MIB, atomic_path, load_npz, load_restricted_pickle
 from shared.skeletons import SKELETONS, order
 
@@ -116,10 +119,15 @@ def load_mano(path: str | Path, *, side: Side | None = None, flip_shapedirs_x: b
     standin = str(path) == "standin"
     file = STANDIN if standin else Path(path)
     data: object
-    if file.suffix == ".npz":
-        data = load_npz(file, max_bytes=64 * MIB)
-    else:
-        data = load_restricted_pickle(file, max_bytes=16 * MIB)
+    try:
+        if file.suffix == ".npz":
+            data = load_npz(file, max_bytes=64 * MIB)
+        else:
+            data = load_restricted_pickle(file, max_bytes=16 * MIB)
+    except MissingFileError:
+        raise MissingFileError("expected a MANO model, found no such file", path=file, remedy=_REMEDY) from None
+    except DataError as error:
+        raise DataError(f"this is no MANO model: {error}", remedy=_REMEDY) from error
     checked = _check(data, file)
     if side is None:
         side = "left" if "left" in file.name.lower() else "right"
@@ -265,7 +273,11 @@ def rot6d_to_rotmat(rot6d: Tensor, *, robust: bool = False) -> Tensor:
 
 
 def project_to_rotmat(matrix: Tensor) -> Tensor:
-    """Nearest rotation (..., 3, 3) by SVD, as manopth does it: U V^T, third column negated where that mirrors."""
+    """Nearest rotation (..., 3, 3) by SVD, as manopth does it: U V^T, third column negated where that mirrors.
+
+    The derivative of an SVD does not exist where singular values are equal, that is, for exact rotations: to
+    differentiate through rotations, give them to :meth:`ManoLayer.from_rotmats`.
+    """
     u, _, vt = torch.linalg.svd(matrix)
     rotation = u @ vt
     sign = torch.where(torch.linalg.det(rotation) < 0, -1.0, 1.0).to(matrix.dtype)
@@ -533,3 +545,23 @@ def _chain(rotmats: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
         places.append(place)
     turn = torch.cat((rotmats[:, :1], torch.stack(turns, 2).flatten(1, 2)), 1)
     return turn, torch.cat((rest_joints[:, :1], torch.stack(places, 2).flatten(1, 2)), 1)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.mano", description="Checks a MANO file and, with --out, saves it as plain .npz."
+    )
+    parser.add_argument("model", help='MANO_RIGHT.pkl, MANO_LEFT.pkl, an .npz, or "standin"')
+    parser.add_argument("--out", type=Path, help=".npz file to write; it needs no pickle to be read")
+    options = parser.parse_args(argv)
+    model = load_mano(options.model)
+    print(f"{model.source}: {model.side} hand, 778 vertices, 1538 faces, sha256 {model.sha256}")
+    print(f"joints: {' '.join(JOINT_NAMES[:16])}")
+    if options.out is not None:
+        save_npz(model, options.out)
+        print(f"{options.out}: written")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

@@ -11,9 +11,11 @@ runs those imports to resolve annotations, and ``--help`` would wait for torch.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
+import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -82,36 +84,72 @@ class TrainOptions:
                 raise DataError(f"--{name} must not be negative, got {getattr(self, name)}")
 
 
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, type) of every option, ``group.name`` in nested dataclasses; ``X | None`` counts as X."""
     hints = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         kind = hints[item.name]
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from _leaves(kind, f"{prefix}{item.name}.")
         else:
-            yield f"{prefix}{item.name}", kind
+            parts = typing.get_args(kind)
+            optional = typing.get_origin(kind) in (typing.Union, types.UnionType) and len(parts) == 2
+            some = [part for part in parts if part is not type(None)]
+            yield f"{prefix}{item.name}", some[0] if optional and len(some) == 1 else kind
 
 
-def _normalise(argv: Sequence[str], cls: type) -> list[str]:
-    """Dashes for underscores, bare switches (``--resume``) and their negation (``--no-resume``)."""
+def _flag(key: str, values: list[str], kind: Any) -> str:
+    """``--key=[...]``; one value that is a list already stays as it is."""
+    if len(values) == 1 and values[0].startswith("["):
+        return f"--{key}={values[0]}"
+    numbers = typing.get_args(kind)[0] in (int, float)
+    return f"--{key}=[{','.join(values)}]" if numbers else f"--{key}={json.dumps(values)}"
+
+
+def _normalise(argv: Sequence[str], cls: type, positional: str | None, aliases: Mapping[str, str]) -> list[str]:
+    """The words as jsonargparse reads them: ``--key=value`` each; words without a flag belong to ``positional``.
+
+    Dashes become underscores, ``--resume`` and ``--no-resume`` get their value, ``--names a b`` and a repeated
+    ``--names`` become one list, and a value may begin with a minus sign.
+    """
     kinds = dict(_leaves(cls))
     out: list[str] = []
+    loose: list[str] = []
+    lists: dict[str, list[str]] = {}
     words = list(argv)
-    for position, word in enumerate(words):
+
+    def values() -> Iterator[str]:
+        while words and not words[0].startswith("--"):
+            yield words.pop(0)
+
+    while words:
+        word = words.pop(0)
         if not word.startswith("--") or word == "--":
-            out.append(word)
+            loose.append(word)
             continue
         name, equals, value = word[2:].partition("=")
+        name = aliases.get(name, name)
         key = name if name in kinds else name.replace("-", "_")
-        negated = key.removeprefix("no_")
-        following = words[position + 1] if position + 1 < len(words) else ""
-        if not equals and kinds.get(key) is bool and following.lower() not in ("true", "false", "yes", "no"):
-            out.append(f"--{key}=true")
-        elif not equals and key.startswith("no_") and key not in kinds and kinds.get(negated) is bool:
+        kind, negated = kinds.get(key), key.removeprefix("no_")
+        if kind is bool and not equals:
+            given = bool(words) and words[0].lower() in ("true", "false", "yes", "no")
+            out.append(f"--{key}={words.pop(0) if given else 'true'}")
+        elif kind is None and key != negated and not equals and kinds.get(negated) is bool:
             out.append(f"--{negated}=false")
-        else:
-            out.append(f"--{key if key in kinds else name}{equals}{value}")
-    return out
+        elif key == positional and not value.startswith("["):
+            loose += [value] if equals else values()
+        elif typing.get_origin(kind) in (list, tuple):
+            found = [value] if equals else list(values())
+            lists.setdefault(key, []).extend(found)
+            out = [earlier for earlier in out if not earlier.startswith(f"--{key}=")]
+            out.append(_flag(key, lists[key], kind) if lists[key] else f"--{key}")
+        elif equals:
+            out.append(f"--{key if kind else name}={value}")
+        elif kind and words and not words[0].startswith("--"):
+            out.append(f"--{key}={words.pop(0)}")
+        else:  # --config FILE, --help, a flag whose value is missing, or one that nobody knows
+            out += [f"--{key if kind else name}", *([words.pop(0)] if words and not words[0].startswith("--") else [])]
+    return [*out, *([_flag(positional, loose, kinds[positional])] if positional and loose else loose)]
 
 
 def parse(
@@ -122,29 +160,30 @@ def parse(
     argv: Sequence[str] | None = None,
     positional: str | None = None,
     positional_help: str = "",
+    aliases: Mapping[str, str] | None = None,
 ) -> Parsed[T]:
     """Reads a command line into ``cls``.
 
     Args:
-        cls: the options; nested dataclasses become ``--group.name``.
+        cls: the options; nested dataclasses become ``--group.name``. A list field takes several words, or its flag
+            several times.
         prog: as typed, ``python -m v2v_posenet.train``.
         description: one or two sentences for ``--help``.
         argv: the words after the program's name (default: those of this process).
         positional: name of a ``list[str]`` field that takes the words without a flag.
-        positional_help: its help text.
+        positional_help: what these words are, for ``--help``.
+        aliases: other names of options -> their names, both without dashes.
 
     An unknown option, an unknown key in a file or a value of the wrong type ends the program with status 2 and the
     name.
     """
     import jsonargparse
 
-    words = _normalise(sys.argv[1:] if argv is None else argv, cls)
-    parser = jsonargparse.ArgumentParser(prog=prog, description=description)
+    words = _normalise(sys.argv[1:] if argv is None else argv, cls, positional, aliases or {})
+    epilog = f"Words without a flag, before or after the options: {positional_help}." if positional else None
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
     parser.add_argument("--config", action="config", help="YAML file with any of these options; later ones win")
-    skip = {positional} if positional else set()
-    parser.add_class_arguments(cls, None, skip=skip, fail_untyped=True)
-    if positional:
-        parser.add_argument(positional, nargs="*", type=str, default=[], help=positional_help)
+    parser.add_class_arguments(cls, None, fail_untyped=True)
     namespace = parser.parse_args(words)
     values = parser.instantiate(namespace).as_dict()
     values.pop("config", None)

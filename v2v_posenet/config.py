@@ -75,8 +75,8 @@ class DataOptions:
             held out (MSRA), or nothing
         val_subject: the training subject held out with --data.validation subject [0 to 8]
         val_limit: validate on this many frames, evenly spread; 0 means all [frames]
-        centers: folder of the centre files, auto (beside the data), or gt (mean of the labelled joints: not a fair
-            test)
+        centers: folder of the centre files, auto (in the root or beside it), or gt (mean of the labelled joints: not a
+            fair test)
         cube_mm: edge of the cube around the centre; 0 means the data set's own (README) [mm]
         train_limit: train on this many frames, evenly spread; 0 means all [frames]
         test_limit: test on this many frames, evenly spread; 0 means all [frames]
@@ -206,6 +206,7 @@ class EvalConfig:
         batch_size: frames per network call [frames]
         workers: loader processes [processes]
         baseline: compare with the mean pose of the training split
+        allow_missing: go on where pictures of the split are missing; metrics.json says how many
     """
 
     checkpoints: list[str] = field(default_factory=list)
@@ -217,4 +218,5 @@ class EvalConfig:
     batch_size: int = 12
     workers: int = 2
     baseline: bool = True
+    allow_missing: bool = False
     data: EvalData = field(default_factory=EvalData)

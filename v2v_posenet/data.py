@@ -22,12 +22,15 @@ from torch import Tensor
 
 from shared.camera import flip_y
 from shared.datasets.base import Frame, FrameDataset
+from shared.datasets.centers import PAGE
 from shared.errors import DataError
 from shared.training import sample_rng
 from v2v_posenet.config import CONVENTIONS, DATASETS, AugmentOptions, Convention, DataOptions, DataSpec, Variant
 from v2v_posenet.kernels import ops
 
 Batch = dict[str, Any]
+
+_VIEWS = {"itop-front": "side", "itop-top": "top"}
 
 
 def convention_of(name: str, variant: Variant) -> Convention:
@@ -67,11 +70,56 @@ def limited(frames: FrameDataset, limit: int) -> FrameDataset:
     return Subset(frames, np.linspace(0, len(frames) - 1, limit).round().astype(int).tolist())
 
 
+def center_places(name: str, root: Path) -> list[Path]:
+    """Folders in which the centre files of a data set are looked for, best first.
+
+    ``<set>_center`` (ITOP: ``itop_center/side`` and ``top``), or as the author keeps and publishes them:
+    ``Result_<SET>/center``, ``<SET>/center``; in the root, beside it, or in the folder the archive unpacks to.
+    """
+    archive = {"msra": "cvpr15_MSRAHandGestureDB", "itop-front": "ITOP", "itop-top": "ITOP"}.get(name, name.upper())
+    beside = root.parent if root.name not in ("", "..") else root / ".."
+    if name.startswith("itop"):
+        view = _VIEWS[name]
+        published = name.replace("itop-", "ITOP_")
+        folders = [f"itop_center/{view}", f"Result_ITOP/center/{view}_view", f"{published}/center"]
+    else:
+        folders = [f"{name}_center", f"Result_{name.upper()}/center"]
+    places = [base / folder for folder in folders for base in (root, beside, root / archive)]
+    if not name.startswith("itop"):  # one folder of this name could not say which view it is for
+        places += [root / "center", root / archive / "center"]
+    return places
+
+
+def center_source(name: str, root: Path, centers: str) -> Path | None:
+    """What ``--data.centers`` means for a reader: None for ``gt``, or the file or folder to read.
+
+    Raises:
+        DataError: ``auto``, and no folder of centre files is in any of :func:`center_places`.
+    """
+    if centers == "gt":
+        return None
+    if centers != "auto":
+        given = Path(centers)
+        views = [given / _VIEWS[name], given / f"{_VIEWS[name]}_view"] if name in _VIEWS else []
+        return next((folder for folder in views if folder.is_dir()), given)
+    places = center_places(name, root)
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise DataError(
+            f"no centre files of {name}; looked for {', '.join(str(place) for place in places)}",
+            path=root,
+            remedy=f"put the author's ({PAGE}) there or name their folder with --data.centers; python -m "
+            "v2v_posenet.make_centers makes them for MSRA; --data.centers gt cheats with the labels",
+        )
+    return found
+
+
 def open_frames(options: DataOptions, split: str) -> FrameDataset:
     """The frames of ``split`` (``train`` or ``test``) with their reference points.
 
     Raises:
-        DataError: no root, or whatever the reader finds wrong.
+        DataError: no root, no centre files, ``--data.centers gt`` for a split without labels, or whatever the reader
+            finds wrong.
     """
     if not options.root:
         raise DataError(
@@ -80,19 +128,20 @@ def open_frames(options: DataOptions, split: str) -> FrameDataset:
         )
     name = options.dataset
     reader = importlib.import_module(f"shared.datasets.{DATASETS[name].reader}")
-    centers: str | Path | None = None if options.centers == "gt" else options.centers
-    if centers == "auto" and name != "msra":  # the MSRA reader looks for itself, its files go by fold
-        root = Path(options.root)
-        places = [folder / f"{name.replace('-', '_')}_center" for folder in (root, root.parent)]
-        centers = next((place for place in places if place.is_dir()), None)
     extra: dict[str, dict[str, Any]] = {
         "msra": {"test_subject": options.test_subject, "drop_handless": options.drop_handless},
         "icvl": {"include_rotated": True},
         "nyu": {"joints": "nyu14"},
-        "itop-front": {"view": "side"},
-        "itop-top": {"view": "top"},
+        **{itop: {"view": view} for itop, view in _VIEWS.items()},
     }
+    centers = center_source(name, Path(options.root), options.centers)
     frames: FrameDataset = reader.open(options.root, split, centers=centers, **extra.get(name, {}))
+    if centers is None and getattr(frames, "joints_mm", None) is None:
+        raise DataError(
+            f"--data.centers gt: the {split} split of {name} has no labels to take centres from",
+            path=options.root,
+            remedy="use centre files; in training, --data.validation none leaves the test split alone",
+        )
     return frames
 
 

@@ -1,17 +1,19 @@
 """Evaluates V2V-PoseNet: ``python -m v2v_posenet.eval runs/v2v/standin/checkpoints/last.pt --data.root DIR``.
 
-Predicts every frame of a split, writes the predictions in the port's text format, reads that file back and scores it:
-the same code scores anyone's file. Ends with a table, ``metrics.json`` and a report with pictures.
+Predicts every frame of a split, writes the predictions in the port's and in the author's text format, reads the port's
+back and scores it: the same code scores anyone's file. Ends with a table, ``metrics.json`` and a report with pictures.
+The HANDS2017 test frames come without labels: there it writes the challenge file and scores nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import DataError, exit_on_error
+from shared.errors import DataError, MissingFileError, exit_on_error
 from shared.options import parse
 from v2v_posenet.config import DataOptions, EvalConfig
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from v2v_posenet.inference import Predictor
 
     Array = NDArray[np.float64]
+
+CHALLENGE_RESULT = "hands2017_challenge.txt"
 
 
 def main() -> None:
@@ -50,19 +54,23 @@ def data_options(options: EvalConfig, trained: dict[str, Any], dataset: str) -> 
 
 
 def output_folder(options: EvalConfig) -> Path:
-    """``--out``, or ``eval`` in the run of the first checkpoint."""
+    """``--out``, or ``eval`` in the run of the first checkpoint; relative where the checkpoint's path is."""
     if options.out:
         return Path(options.out)
-    folder = Path(options.checkpoints[0]).resolve().parent
-    name = "eval" if options.split == "test" else "eval-train"
-    return (folder.parent if folder.name == "checkpoints" else folder) / name
+    folder = Path(options.checkpoints[0]).parent
+    if folder.name == "checkpoints":
+        folder = folder.parent
+    elif folder.resolve().name == "checkpoints":  # called from inside it
+        folder = folder / ".."
+    return folder / ("eval" if options.split == "test" else "eval-train")
 
 
 def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     """Predicts, writes, scores and reports; returns what is in ``metrics.json``.
 
     Raises:
-        DataError: no checkpoint, checkpoints that do not belong together, bad data, a frame without a centre.
+        DataError: no checkpoint, checkpoints that do not belong together, bad data, missing pictures, a frame without a
+            centre.
     """
     if not options.checkpoints:
         raise DataError("no checkpoint given", remedy="name one: runs/v2v/<run>/checkpoints/last.pt")
@@ -70,57 +78,80 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from shared.metrics import frame_error, joint_errors, success_rate
-    from shared.predictions import write_predictions
+    from shared.metrics import frame_error, itop_map, joint_errors, success_rate
     from shared.report import write_report
     from shared.safe_io import atomic_write_text
     from v2v_posenet.data import limited, open_frames
     from v2v_posenet.inference import Predictor
-    from v2v_posenet.results import TEST_RESULT, TRAIN_RESULT, ground_truth_name, read_world, write_world
+    from v2v_posenet.results import TEST_RESULT, TRAIN_RESULT, read_world, write_author_result, write_world
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     predictor = Predictor(options.checkpoints, device=device, precision=options.precision, refine=options.refine)
     first = predictor.checkpoints[0]
     data = data_options(options, first.extra.get("data", {}), first.dataset)
-    frames = limited(open_frames(data, options.split), options.data.limit)
+    whole = open_frames(data, options.split)
+    left_out = check_complete(whole, data, options)
+    frames = limited(whole, options.data.limit)
     print(frames.summary(), flush=True)
+    # opened before the long part, so that a missing training split is noticed now
+    mean_mm = None
+    if options.baseline and getattr(whole, "joints_mm", None) is not None:
+        mean_mm = mean_pose(open_frames(data, "train"), data.centers == "gt")
 
     pred_mm, gt_mm, centers_mm = predict_all(predictor, frames, options, gt_centers=data.centers == "gt")
     out = output_folder(options)
     result = out / (TEST_RESULT if options.split == "test" else TRAIN_RESULT)
     write_world(result, pred_mm, data.dataset)
-    uvd = np.concatenate([project_all(pred_mm, frames[0].K), pred_mm[..., 2:]], axis=-1)
-    write_predictions(out / "predictions_uvd.txt", uvd)
-    print(f"predictions: {result} (world mm) and predictions_uvd.txt (pixels and mm)")
-    if gt_mm is None:
-        print(f"{data.dataset} has no labels for the {options.split} split: nothing to score")
-        return {}
-    write_world(out / ground_truth_name(options.split, data.test_subject), gt_mm, data.dataset)
-
-    pred_mm = read_world(result, data.dataset)
-    errors = joint_errors(pred_mm, gt_mm)
-    thresholds = [10, 20, 30, 40, 50]
+    write_author_result(out / "result.txt", author_points(pred_mm, data.dataset, frames[0].K))
+    print(f"predictions: {result} (the port's format: world, mm) and {out / 'result.txt'} (the author's)")
     metrics: dict[str, Any] = {
         "dataset": data.dataset,
         "split": options.split,
         "protocol": "camera-frame joint error, no alignment; centre: " + ("labels" if data.centers == "gt" else "file"),
-        "frames": len(errors),
+        "frames": len(pred_mm),
+        "frames_in_split": len(whole),
+        "left_out": left_out,
+        "allow_missing": options.allow_missing,
+        "checkpoints": [str(path) for path in options.checkpoints],
+    }
+
+    def write_metrics() -> None:
+        atomic_write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        atomic_write_text(out / "eval_config.yaml", config_yaml)
+
+    if gt_mm is None:
+        challenge = out / CHALLENGE_RESULT
+        write_challenge(challenge, [name.rpartition("/")[2] + ".png" for name in frames.names()], pred_mm)
+        print(f"challenge file: {challenge} ({len(pred_mm)} lines in the order of BoundingBox.txt: name and 63 numbers)")
+        if len(frames) < len(whole) or any(left_out.values()):
+            print("  it is not complete: the challenge wants every test frame")
+        print(f"{data.dataset} has no labels for the {options.split} split: nothing to score, no baseline, no report")
+        metrics |= {"protocol": "none: this split has no labels", "mean_error_mm": None}
+        write_metrics()
+        return metrics
+
+    write_world(out / labels_name(options.split, data), gt_mm, data.dataset)
+    pred_mm = read_world(result, data.dataset)
+    errors = joint_errors(pred_mm, gt_mm)
+    body = data.dataset.startswith("itop")
+    thresholds = [50, 100, 150, 200, 300] if body else [10, 20, 30, 40, 50]
+    metrics |= {
         "mean_error_mm": float(errors.mean()),
         "median_error_mm": float(np.median(errors)),
         "per_joint_error_mm": errors.mean(axis=0).tolist(),
         "success_rate": dict(zip(map(str, thresholds), success_rate(errors, thresholds).tolist(), strict=True)),
         "mean_of_worst_joint_mm": float(frame_error(errors, "max").mean()),
         "joints_outside_cube": outside_share(gt_mm, centers_mm, first.cube_mm),
-        "checkpoints": [str(path) for path in options.checkpoints],
     }
+    if body:
+        mean_precision, precisions = itop_map(errors)
+        metrics |= {"map_10cm": mean_precision, "ap_10cm_per_joint": precisions.tolist()}
     baseline_mm = None
-    if options.baseline:
-        baseline_mm = mean_pose(open_frames(data, "train"), data.centers == "gt") + centers_mm[:, None]
-        baseline = joint_errors(baseline_mm, gt_mm)
-        metrics["baseline_mean_pose_mm"] = float(baseline.mean())
+    if mean_mm is not None:
+        baseline_mm = mean_mm + centers_mm[:, None]
+        metrics["baseline_mean_pose_mm"] = float(joint_errors(baseline_mm, gt_mm).mean())
         metrics["ratio_to_baseline"] = metrics["mean_error_mm"] / metrics["baseline_mean_pose_mm"]
-    atomic_write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    atomic_write_text(out / "eval_config.yaml", config_yaml)
+    write_metrics()
     page = write_report(
         out / "report.html",
         title=f"V2V-PoseNet on {data.dataset} ({options.split})",
@@ -144,6 +175,64 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     return metrics
 
 
+def check_complete(frames: FrameDataset, data: DataOptions, options: EvalConfig) -> dict[str, int]:
+    """How many labelled frames the reader left out, by reason.
+
+    Frames without a centre or without valid labels do not belong to the split (the author's rule), except in the
+    HANDS2017 test split, of which the challenge wants every frame.
+
+    Raises:
+        MissingFileError: pictures are missing and ``--allow_missing`` is not given; names the first few.
+    """
+    skipped: dict[str, list[str]] = getattr(frames, "skipped", {})
+    challenge = data.dataset == "hands2017" and options.split == "test"
+    missing = [
+        (reason, name)
+        for reason, names in skipped.items()
+        if reason.startswith("missing pictures") or challenge
+        for name in names
+    ]
+    if missing and not options.allow_missing:
+        shown = ", ".join(name for _, name in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise MissingFileError(
+            f"the {options.split} split is not complete, {len(missing)} of {len(missing) + len(frames)} frames have "
+            f"{' or '.join(sorted({reason for reason, _ in missing}))}: {shown}",
+            path=data.root,
+            remedy="unpack the whole set (python -m shared.datasets.check looks through it), or score the rest with "
+            "--allow_missing, which metrics.json will say",
+        )
+    return {reason: len(names) for reason, names in skipped.items()} | dict(getattr(frames, "dropped", {}))
+
+
+def labels_name(split: str, data: DataOptions) -> str:
+    """The port's name of the labels' file, which has the subject in it; without one for the other data sets."""
+    from v2v_posenet.results import ground_truth_name
+
+    return ground_truth_name(split, data.test_subject) if data.dataset == "msra" else f"{split}_gt.txt"
+
+
+def author_points(joints_mm: Array, dataset: str, K: Array) -> Array:
+    """(N, J, 3) as the author publishes them: u, v, mm for ICVL, NYU and MSRA; else the data set's world (ITOP: m)."""
+    import numpy as np
+
+    from shared.camera import flip_y
+    from v2v_posenet.results import spec_of
+
+    if dataset in ("icvl", "nyu", "msra"):
+        return np.concatenate([project_all(joints_mm, K), joints_mm[..., 2:]], axis=-1)
+    world = flip_y(joints_mm) if spec_of(dataset).y_up else joints_mm
+    return world / 1000 if dataset.startswith("itop") else world
+
+
+def write_challenge(path: Path, names: list[str], joints_mm: Array) -> None:
+    """Writes predictions like HANDS2017's training labels: the picture's name and 63 numbers (mm), with tabs between."""
+    from shared.safe_io import atomic_write_text
+
+    rows = joints_mm.reshape(len(joints_mm), -1).tolist()
+    lines = ["\t".join([name, *(f"{x:.4f}" for x in row)]) for name, row in zip(names, rows, strict=True)]
+    atomic_write_text(path, "".join(line + "\n" for line in lines))
+
+
 def predict_all(
     predictor: Predictor, frames: FrameDataset, options: EvalConfig, *, gt_centers: bool
 ) -> tuple[Array, Array | None, Array]:
@@ -160,13 +249,17 @@ def predict_all(
     )
     pred, gt, centers = [], [], []
     with tqdm(total=len(frames), unit="frame", desc="predict", mininterval=1.0) as bar:
-        for batch in loader:
-            if gt_centers:
-                batch = [dataclasses.replace(f, center_mm=f.joints_mm.mean(axis=0)) for f in batch]
-            pred.append(predictor.predict_frames(batch).joints_mm)
-            gt += [f.joints_mm for f in batch]
-            centers += [f.center_mm for f in batch]
-            bar.update(len(batch))
+        try:
+            for batch in loader:
+                if gt_centers:
+                    batch = [dataclasses.replace(f, center_mm=f.joints_mm.mean(axis=0)) for f in batch]
+                pred.append(predictor.predict_frames(batch).joints_mm)
+                gt += [f.joints_mm for f in batch]
+                centers += [f.center_mm for f in batch]
+                bar.update(len(batch))
+        except DataError as error:  # from a loader process it comes with that process's traceback before it
+            last_line = str(error).strip().splitlines()[-1]
+            raise DataError(re.sub(r"^[\w.]+Error: ", "", last_line)) from error
     labelled = all(joints is not None for joints in gt)
     return np.concatenate(pred), np.stack(gt) if labelled else None, np.stack(centers)
 
@@ -223,6 +316,8 @@ def print_table(metrics: dict[str, Any]) -> None:
     if "baseline_mean_pose_mm" in metrics:
         ratio = metrics["ratio_to_baseline"]
         print(f"  mean-pose baseline    {metrics['baseline_mean_pose_mm']:8.2f} mm (ours is {ratio:.2f} of it)")
+    if "map_10cm" in metrics:
+        print(f"  mAP at 10 cm          {100 * metrics['map_10cm']:8.2f} %")
     rates = "  ".join(f"{t} mm {100 * rate:5.1f} %" for t, rate in metrics["success_rate"].items())
     print(f"  frames whose worst joint is within   {rates}")
     print(f"  labelled joints outside the cube     {100 * metrics['joints_outside_cube']:.2f} %\n")

@@ -2,9 +2,9 @@
 
     python -m shared.standin.msra --out data/standin/msra --frames 2000 --seed 0 --workers 2 [--subjects 4]
 
-Each subject is one hand shape, each gesture folder one named pose with the looseness of :mod:`shared.standin.scene`. Every
-frame depends on (seed, subject, gesture, number) alone: the number of workers changes nothing. An interrupted run is
-continued by the same command; a finished folder is left alone.
+Each subject is one hand shape, each gesture folder one named pose with the looseness of :mod:`shared.standin.scene`.
+Every frame depends on (seed, subject, gesture, number) alone: the number of workers changes nothing. An interrupted
+run is continued by the same command; a finished folder is left alone.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def shade(
     """
     verts = verts_mm[None] if verts_mm.ndim == 2 else verts_mm
     batch, h, w = render.face.shape
-    faces = faces.long()
+    faces, colors = faces.to(verts.device).long(), colors.to(verts.device)
     normals = vertex_normals(verts.float(), faces)
     image, row, column = torch.nonzero(render.mask, as_tuple=True)
     corner = faces[render.face[image, row, column].long()]  # (N, 3)

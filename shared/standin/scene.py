@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from shared.errors import DataError
 from shared.mano import ManoLayer, load_mano, mirror_model, mirror_pose
 from shared.skeletons import SKELETONS, reorder
-from shared.standin.build_hand import FINGERS, flexion_axes
+from shared.standin.build_hand import FINGERS, boundary_loop, flexion_axes
 from shared.standin.render import (
     box_mesh,
     cylinder_mesh,
@@ -73,7 +74,7 @@ class Scene:
         betas: (10,) shape of the subject.
         transl_mm: (3,).
         depth_mm: (H, W) float32 without noise, hand and object; 0 where there is nothing.
-        mask: (H, W) bool, visible hand.
+        mask: (H, W) bool, visible hand (the wrist is closed by a lid).
         rgb: (H, W, 3) uint8, or None.
         object_verts_mm: (n, 3) or None; ``object_faces`` (m, 3) or None; ``object_mask`` (H, W) bool, visible object.
         side: which hand.
@@ -101,6 +102,15 @@ def standin_layer(side: Side = "right") -> ManoLayer:
     model = load_mano("standin")
     model = model if side == "right" else mirror_model(model)
     return ManoLayer(model, n_pca=None, flat_hand_mean=True, tips=TIPS, unit="mm", dtype=torch.float64)
+
+
+@lru_cache(2)
+def closed_faces(side: Side = "right") -> NDArray[np.int64]:
+    """(1552, 3) triangles of the hand with a lid of 14 on the wrist, so that no picture looks into the hand."""
+    faces = standin_layer(side).faces.numpy()
+    rim = boundary_loop(faces)
+    lid = [(rim[0], b, a) for a, b in pairwise(rim[1:])]
+    return np.concatenate((faces, np.array(lid)))
 
 
 @lru_cache(1)
@@ -197,14 +207,13 @@ def sample_scene(
     transl = _place(verts, camera, image_size, float(rng.uniform(*distance_mm)), rng)
     verts, joints = verts + transl, joints + transl
 
-    mesh, faces = verts, layer.faces.numpy()
+    mesh, faces = verts, closed_faces(side)
+    hand_faces = len(faces)
     thing: tuple[Float, NDArray[np.int64]] | None = None
     if with_object:
         thing = _held_object(joints, side, rng)
         mesh, faces = join_meshes((verts, faces), thing)
-    depth, mask, thing_mask, picture = _look(
-        mesh, faces, len(layer.faces), camera, image_size, rng if rgb else None, subject
-    )
+    depth, mask, thing_mask, picture = _look(mesh, faces, hand_faces, camera, image_size, rng if rgb else None, subject)
     return Scene(
         verts_mm=verts,
         joints_mm=joints,

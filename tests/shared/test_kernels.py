@@ -29,7 +29,8 @@ class Importer:
     """Stands in for importlib.import_module: knows some modules and counts the questions."""
 
     def __init__(self, **modules: Any) -> None:
-        self.modules, self.asked = modules, []
+        self.modules = modules
+        self.asked: list[str] = []
 
     def __call__(self, name: str) -> Any:
         self.asked.append(name)

@@ -21,6 +21,7 @@ from shared.mano import (
     ManoLayer,
     ManoModel,
     load_mano,
+    main,
     mirror_model,
     mirror_pose,
     project_to_rotmat,
@@ -161,6 +162,17 @@ def test_npz_round_trip_is_bit_identical(model: ManoModel, tmp_path: Path) -> No
         save_npz(model, tmp_path / "mano.pkl")
 
 
+def test_program_checks_and_converts(
+    model: ManoModel, pickle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(pickle_path), "--out", str(tmp_path / "mano.npz")]) == 0
+    printed = capsys.readouterr().out
+    assert model.sha256 in printed
+    assert "right hand" in printed
+    assert "pinky_mcp" in printed
+    assert np.array_equal(load_mano(tmp_path / "mano.npz").posedirs, model.posedirs)
+
+
 @pytest.fixture(scope="module")
 def content(golden: Path) -> dict[str, Any]:
     """What a MANO file holds, as plain arrays."""
@@ -227,8 +239,12 @@ def test_refuses_what_is_no_model(content: dict[str, Any], tmp_path: Path) -> No
             load_mano(written(broken, path))
         assert str(path) in str(error.value)
         assert "mano.is.tue.mpg.de" in str(error.value)
-    with pytest.raises(MissingFileError):
+    with pytest.raises(MissingFileError, match=r"found no such file.*mano\.is\.tue\.mpg\.de"):
         load_mano(tmp_path / "absent.pkl")
+    for name in ("page.pkl", "page.npz"):
+        (tmp_path / name).write_text("<html>log in</html>")
+        with pytest.raises(DataError, match=rf"no MANO model: .*{name}.*mano\.is\.tue\.mpg\.de"):
+            load_mano(tmp_path / name)
     with pytest.raises(DataError, match='side must be "right" or "left"'):
         load_mano("standin", side="both")  # type: ignore[arg-type]
 

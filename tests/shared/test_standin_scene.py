@@ -16,6 +16,7 @@ from shared.standin.scene import (
     GESTURES,
     TIPS,
     Scene,
+    closed_faces,
     depth_noise,
     sample_articulation,
     sample_scene,
@@ -67,6 +68,16 @@ def test_pose_shape_and_translation_give_the_mesh(scenes: list[Scene]) -> None:
         assert s.side == side
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_lid_closes_the_hand(side: Any) -> None:
+    faces = closed_faces(side)
+    edges = {(a, b) for f in faces.tolist() for a, b in zip(f, f[1:] + f[:1], strict=True)}
+    assert len(edges) == 3 * len(faces) == 3 * 1552
+    assert all((b, a) in edges for a, b in edges)
+    a, b, c = scene(3, 7, side=side).verts_mm[faces].transpose(1, 0, 2)
+    assert (a * np.cross(b, c)).sum() > 0, "outwards"
+
+
 def test_left_is_the_mirror_image_of_right() -> None:
     right, left = scene(3, 8), scene(3, 8, side="left")
     shape_right = right.verts_mm - right.verts_mm.mean(0)
@@ -89,20 +100,23 @@ def test_depth_is_the_surface_and_joints_are_just_behind_it(scenes: list[Scene])
     print(f"joints on the hand: chain {hit[:16].mean():.3f}, tips {hit[16:].mean():.3f}")
     assert hit[:16].min() > 0.97
     assert hit[16:].mean() > 0.6  # a tip on the outline projects beside the last pixel half of the time
-    chain = np.concatenate([b[1:16] for b in behind])  # the wrist may be seen through the opening
-    print("before the surface:", np.nanmean(chain < 0), np.sort(chain)[:9].round(1))
-    assert np.nanmin(chain) > -1e-3
+    chain = np.concatenate([b[:16] for b in behind])
+    assert np.nanmin(chain) > 0
     assert np.nanmedian(chain) < 20
-    tips = np.concatenate([b[16:] for b in behind])
-    assert np.nanmin(tips) > -12  # at a slanted edge one pixel is some millimetres
+    for s in scenes:  # a tip on the outline: the pixel beside it may see what is behind, its neighbours see the tip
+        for (u, v), z in zip(project(s.joints_mm[16:], K).round().astype(int), s.joints_mm[16:, 2], strict=True):
+            window = s.depth_mm[v - 1 : v + 2, u - 1 : u + 2]
+            assert z - window[window > 0].min() > -6
     # Fingers that are not hidden: the depth before a middle joint is less than a finger's thickness.
-    fives = [scene(9, i, gesture="5") for i in range(6)]
-    for s in fives:
+    gaps = []
+    for i in range(12):
+        s = scene(9, i, gesture="5")
         uv = project(s.joints_mm, K).round().astype(int)
         gap = s.joints_mm[:, 2] - s.depth_mm[uv[:, 1], uv[:, 0]]
-        fingers = [2, 3, 5, 6, 8, 9, 11, 12]
-        assert np.median(gap[fingers]) < 12
-        assert gap[fingers].min() > 2
+        gaps += gap[[2, 3, 5, 6, 8, 9, 11, 12]].tolist()
+    print(f"finger joints behind the surface: {min(gaps):.1f} mm at least, {np.percentile(gaps, 40):.1f} mm mostly")
+    assert min(gaps) > 2
+    assert np.percentile(gaps, 40) < 12  # the rest are hidden by another finger or seen along the finger
 
 
 def test_hands_mostly_show_the_palm_with_fingers_up() -> None:

@@ -728,8 +728,8 @@ def decode(cells: Tensor, ref_mm: Tensor, cube_mm: Tensor, *, grid: int, mode: D
     """Cells of the heat maps back to millimetres in the world of the grid.
 
     Args:
-        cells: (B, J, 3) indices of :func:`argmax3d` (or refined ones, on the same scale), for ``integral`` coordinates of
-            :func:`soft_argmax`.
+        cells: (B, J, 3) indices of :func:`argmax3d` (or refined ones, on the same scale), for ``integral`` the
+            coordinates of :func:`soft_argmax`.
         ref_mm: (B, 3) centre of the cube, mm.
         cube_mm: (B,) edge of the cube, mm.
         grid: edge of the grid in fine voxels, twice the edge of the heat maps.

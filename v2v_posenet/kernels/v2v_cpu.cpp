@@ -1,5 +1,6 @@
-// V2V-PoseNet on the CPU. ops.py checks the arguments and explains them; here pointers are valid and contiguous. Work is
-// shared among threads by sample or by volume, and every sum has a fixed order: the number of threads changes nothing.
+// V2V-PoseNet on the CPU. ops.py checks the arguments and explains them; here pointers are valid and contiguous.
+// Work is shared among threads by sample or by volume, and every sum has a fixed order: the number of threads changes
+// nothing.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -15,9 +16,9 @@
 
 #include "v2v_common.h"
 
-// The inner loops are compiled for three generations of x86 and chosen when the module is loaded. Floating point sums use
-// 16 explicit lanes, so that all of them give the same bits.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+// The inner loops are compiled for three generations of x86 and chosen when the module is loaded (GCC 12 and glibc know
+// these names). Sums use 16 explicit lanes, so that all of them give the same bits.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define V2V_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define V2V_CLONES
@@ -64,7 +65,7 @@ void large_pages(std::uintptr_t address, int64_t bytes) {
 #ifdef __linux__
   constexpr std::uintptr_t kPage = 4096;
   const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
-  if (bytes >= (int64_t{8} << 20)) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);  // a refusal is harmless
+  if (bytes >= (int64_t{4} << 20)) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);  // a refusal is harmless
 #endif
   static_cast<void>(address);
   static_cast<void>(bytes);
@@ -211,8 +212,8 @@ V2V_CLONES void narrow(const float* in, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = v2v::to_bfloat16(in[i]);
 }
 
-// The largest value; NaN if there is one. Compared as integers in the order of the floats, because a maximum of integers
-// is a loop that every compiler makes into vectors.
+// The largest value; NaN if there is one. Compared as integers in the order of the floats, because a maximum of
+// integers is a loop that every compiler makes into vectors.
 V2V_CLONES float plane_max(const float* in, int64_t n) {
   int32_t best = std::numeric_limits<int32_t>::min(), largest = 0;
   for (int64_t i = 0; i < n; ++i) {

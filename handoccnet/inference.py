@@ -1,0 +1,119 @@
+"""A trained network made fast without changing what it computes: :func:`prepare`.
+
+Batch norms are folded into convolutions, smoothing and averaging become one convolution, what is never used is dropped,
+channels are last in memory, and the trunk may run in half precision. Heat maps, rotations and MANO stay in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from handoccnet.attention import AttentionLayer
+from handoccnet.backbone import ConvNorm
+from handoccnet.model import HandOccNet
+from shared.errors import DataError
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def folded(unit: ConvNorm) -> nn.Conv2d:
+    """The convolution that computes what a convolution and its batch norm do in evaluation mode."""
+    conv, norm = unit.conv, unit.norm
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    result = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, kernel // 2).to(conv.weight)
+    result.weight.data = (conv.weight * scale[:, None, None, None]).detach()
+    result.bias = nn.Parameter((bias * scale + norm.bias).detach())
+    return result
+
+
+def simplify(network: HandOccNet) -> HandOccNet:
+    """A copy in evaluation mode with folded norms, one smoothing convolution and no unused layers; float32 values as
+    before up to rounding. It has another state dict and cannot be trained on."""
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        if isinstance(module, ConvNorm):
+            module.conv, module.norm = folded(module), nn.Identity()
+    backbone = network.backbone
+    channels = backbone.smooth.out_channels
+    backbone.pooled = nn.Conv2d(channels, channels, 4, stride=2, padding=1).to(backbone.smooth.weight)
+    backbone.pooled.weight.data = backbone.pooling_kernel()
+    backbone.pooled.bias = backbone.smooth.bias
+    del backbone.smooth, backbone.unused_smooth
+    return network.requires_grad_(False)
+
+
+class FastNetwork(nn.Module):
+    """A simplified network in ``dtype``: takes and gives what :class:`HandOccNet` does, in float32."""
+
+    def __init__(self, network: HandOccNet, dtype: torch.dtype, compile_network: bool = False) -> None:
+        super().__init__()
+        self.network, self.dtype, self.image_size = network, dtype, network.image_size
+        # In float32 without half precision, torch's CPU convolutions round less and run no slower on contiguous maps
+        # only where they are few; the tokens of the transformers need the channels last.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if dtype != torch.float32:
+            gates = [layer for layer in network.modules() if isinstance(layer, AttentionLayer) and layer.gated]
+            exact = [(layer.gate_query, layer.gate_key) for layer in gates]
+            for layer in gates:
+                del layer.gate_query, layer.gate_key
+            for part in (network.backbone, network.fit, network.set, network.head, network.encoder):
+                part.to(dtype)
+            for layer, (query, key) in zip(gates, exact, strict=True):
+                layer.gate_query, layer.gate_key = query, key
+            network.head.score.float()
+            network.head.sharpness.data = network.head.sharpness.data.float()
+            network.head.grid = network.head.grid.float()
+        self.run = torch.compile(network, dynamic=False) if compile_network else network
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """As :meth:`HandOccNet.forward`."""
+        out: dict[str, Tensor] = self.run(image.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        out["gate"] = out["gate"].float()
+        return out
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """``auto``: bfloat16 where the processor multiplies it natively, float16 on older GPUs, float32 elsewhere."""
+    if precision not in get_args(Precision):
+        raise DataError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if precision != "auto":
+        dtype: torch.dtype = getattr(torch, precision)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def prepare(
+    network: HandOccNet,
+    *,
+    device: str | torch.device = "cpu",
+    precision: Precision = "auto",
+    compile_network: bool = False,
+) -> FastNetwork:
+    """A copy of a trained network for inference; the original is not touched.
+
+    Args:
+        network: any device.
+        device: where it will run.
+        precision: of everything before the heat maps and the hand.
+        compile_network: through ``torch.compile``; the first call with each shape then takes a minute.
+
+    Returns:
+        :class:`FastNetwork`; call it under ``torch.inference_mode()``.
+
+    Raises:
+        DataError: a precision that is none of the above.
+    """
+    device = torch.device(device)
+    return FastNetwork(simplify(network).to(device), choose_dtype(precision, device), compile_network).eval()

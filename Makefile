@@ -1,5 +1,6 @@
 # Every target prints the plain command that it runs. `make` lists them.
 #   DATA=/path    root of a real data set; empty means the licence-free stand-in, made on first use
+#   DATASET=name  for check-data: msra, icvl, nyu, hands2017, itop-front, ho3d-v2, dexycb, stb, ...
 #   CONFIG=name   a preset of the method (v2v_posenet/configs/name.yaml) or a path to a YAML file
 #   RUN=dir       folder of the run          CKPT=file  checkpoint to evaluate or to predict with
 #   ARGS="..."    anything else, handed to the program as it is
@@ -18,7 +19,7 @@ STANDIN := data/standin
 config = $(if $(wildcard $(CONFIG)),$(CONFIG),$(1)/configs/$(CONFIG).yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install kernels data-msra train-v2v eval-v2v predict-v2v score test lint bench clean
+.PHONY: help install kernels data-msra check-data train-v2v eval-v2v predict-v2v score test lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,11 @@ data-msra: $(STANDIN_MSRA)/standin.json ## make the stand-in MSRA data: 2,000 de
 
 $(STANDIN_MSRA)/standin.json: | $(STAMP)
 	$(PY) -m shared.standin.msra --out $(STANDIN_MSRA) --frames 2000 --seed 0 --workers 2
+
+DATASET ?= msra
+check-data: $(STAMP) ## look through your copy of a data set: DATASET=nyu DATA=/path
+	@test -n "$(DATA)" || { echo "error: say where your copy is: make check-data DATASET=$(DATASET) DATA=/path" >&2; exit 2; }
+	$(PY) -m shared.datasets.check --dataset $(DATASET) --data $(DATA) $(ARGS)
 
 # ---- V2V-PoseNet
 

@@ -347,6 +347,8 @@ def fit(task: Task, options: TrainOptions, run: RunFolder, *, resume: bool = Fal
     try:
         if interrupts:
             signal.signal(signal.SIGINT, on_interrupt)
+        if resume and module.epoch >= options.epochs and is_main_process():
+            print(f"nothing left to train: {module.epoch} of {options.epochs} epochs are done")
         trainer.fit(module)
     except StopRun as reason:
         if is_main_process():
@@ -623,15 +625,18 @@ def _build(task: Task, options: TrainOptions, run: RunFolder, resume: bool) -> t
 
         def restore(self, payload: Mapping[str, Any]) -> None:
             state = payload["training"]
-            ours = {
+            # the method's own facts (format, network, data), then what decides which sample comes when
+            ours = {name: value for name, value in task.payload(self.model).items() if name != "state_dict"}
+            ours |= {
                 "samples": len(task.train_set),
                 "global_batch": options.batch_size * self.trainer.world_size,
                 "seed": options.seed,
             }
+            theirs = {**payload, **state}
             for name, value in ours.items():
-                if state[name] != value:
+                if _canonical(theirs.get(name)) != _canonical(value):
                     raise DataError(
-                        f"the checkpoint was made with {name} = {state[name]}, this run has {value}",
+                        f"the checkpoint was made with {name} = {theirs.get(name)}, this run has {value}",
                         path=run.last,
                         remedy="resume with the options of the run's config.yaml, or start a new run",
                     )

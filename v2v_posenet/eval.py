@@ -122,7 +122,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     if gt_mm is None:
         challenge = out / CHALLENGE_RESULT
         write_challenge(challenge, [name.rpartition("/")[2] + ".png" for name in frames.names()], pred_mm)
-        print(f"challenge file: {challenge} ({len(pred_mm)} lines in the order of BoundingBox.txt: name and 63 numbers)")
+        print(f"challenge file: {challenge} ({len(pred_mm)} lines, BoundingBox.txt's order: name and 63 numbers)")
         if len(frames) < len(whole) or any(left_out.values()):
             print("  it is not complete: the challenge wants every test frame")
         print(f"{data.dataset} has no labels for the {options.split} split: nothing to score, no baseline, no report")
@@ -225,7 +225,7 @@ def author_points(joints_mm: Array, dataset: str, K: Array) -> Array:
 
 
 def write_challenge(path: Path, names: list[str], joints_mm: Array) -> None:
-    """Writes predictions like HANDS2017's training labels: the picture's name and 63 numbers (mm), with tabs between."""
+    """Writes predictions as HANDS2017's training labels are: the picture's name and 63 numbers in mm, between tabs."""
     from shared.safe_io import atomic_write_text
 
     rows = joints_mm.reshape(len(joints_mm), -1).tolist()

@@ -38,11 +38,15 @@ kernels: $(STAMP) ## build the C++ and CUDA kernels again
 
 # ---- data
 
-STANDIN_MSRA := $(STANDIN)/msra
-data-msra: $(STANDIN_MSRA)/standin.json ## make the stand-in MSRA data: 2,000 depth frames of a procedural hand
+data-msra: $(STANDIN)/msra/standin.json ## make the stand-in MSRA data: 2,000 depth frames of a procedural hand
 
-$(STANDIN_MSRA)/standin.json: | $(STAMP)
-	$(PY) -m shared.standin.msra --out $(STANDIN_MSRA) --frames 2000 --seed 0 --workers 2
+$(STANDIN)/msra/standin.json: | $(STAMP)
+	$(PY) -m shared.standin.msra --out $(STANDIN)/msra --frames 2000 --seed 0 --workers 2
+
+# a small stand-in of any other set, made beside its place so that an interrupted one is not taken for whole
+$(STANDIN)/%/standin.json: | $(STAMP)
+	$(PY) -m shared.standin.all --out $(STANDIN)/.part --datasets $* --frames 64 --seed 0
+	rm -rf $(STANDIN)/$* && mv $(STANDIN)/.part/$* $(STANDIN)/$* && echo '{"frames": 64, "seed": 0}' > $@
 
 DATASET ?= msra
 check-data: $(STAMP) ## look through your copy of a data set: DATASET=nyu DATA=/path
@@ -52,25 +56,27 @@ check-data: $(STAMP) ## look through your copy of a data set: DATASET=nyu DATA=/
 # ---- V2V-PoseNet
 
 V2V_RUN = $(or $(RUN),runs/v2v/$(basename $(notdir $(CONFIG))))
-V2V_DATA = $(or $(DATA),$(STANDIN_MSRA))
+v2v_set = $(if $(filter icvl nyu hands2017 itop-%,$(CONFIG)),$(firstword $(subst -, ,$(CONFIG))),msra)
+V2V_DATA = $(or $(DATA),$(STANDIN)/$(v2v_set))
+v2v_data_made = $(if $(DATA),,$(STANDIN)/$(v2v_set)/standin.json)
 V2V_CKPT = $(or $(CKPT),$(V2V_RUN)/checkpoints/last.pt)
 v2v_resume = $(if $(wildcard $(V2V_RUN)/checkpoints/last.pt),--resume)
 v2v_train = $(PY) -m v2v_posenet.train --config $(call config,v2v_posenet) --data.root $(V2V_DATA) --run $(V2V_RUN) $(v2v_resume) $(ARGS)
 
-train-v2v: $(STAMP) $(if $(DATA),,data-msra) ## train V2V-PoseNet, evaluate it, write a report with pictures; again: continue
+train-v2v: $(STAMP) $(v2v_data_made) ## train V2V-PoseNet, evaluate it, write a report with pictures; again: continue
 	$(v2v_train)
 	$(PY) -m v2v_posenet.eval $(V2V_RUN)/checkpoints/last.pt --data.root $(V2V_DATA)
 
-eval-v2v: $(STAMP) $(if $(DATA),,data-msra) ## evaluate a checkpoint of V2V-PoseNet (trains the stand-in first if there is none)
+eval-v2v: $(STAMP) $(v2v_data_made) ## evaluate a checkpoint of V2V-PoseNet (trains the stand-in first if there is none)
 ifeq ($(CKPT),)
 	@test -f $(V2V_CKPT) || echo "no checkpoint at $(V2V_CKPT): training one first"
 	$(if $(wildcard $(V2V_CKPT)),,$(v2v_train))
 endif
 	$(PY) -m v2v_posenet.eval $(V2V_CKPT) --data.root $(V2V_DATA) $(ARGS)
 
-predict-v2v: $(STAMP) $(if $(ARGS),,data-msra) ## joints of your own depth image: ARGS="depth.png --fx 475 --fy 475 --u0 320 --v0 240"
+predict-v2v: $(STAMP) $(if $(ARGS),,$(STANDIN)/msra/standin.json) ## joints of your own depth image: ARGS="depth.png --fx 475 --fy 475 --u0 320 --v0 240"
 	@test -f $(V2V_CKPT) || { echo "error: no checkpoint at $(V2V_CKPT); make train-v2v trains one, CKPT=file names another" >&2; exit 2; }
-	$(PY) -m v2v_posenet.predict --checkpoint $(V2V_CKPT) $(or $(ARGS),$(STANDIN_MSRA)/P3/5 --dataset msra --out runs/v2v/predict)
+	$(PY) -m v2v_posenet.predict --checkpoint $(V2V_CKPT) $(or $(ARGS),$(STANDIN)/msra/P3/5 --dataset msra --out runs/v2v/predict)
 
 score: $(STAMP) ## score anyone's predictions: ARGS="--dataset icvl --predictions FILE --ground-truth FILE"
 	$(PY) -m shared.score $(or $(ARGS),--help)

@@ -140,9 +140,15 @@ def warp(rgb: NDArray[np.uint8], affine: ArrayLike, *, size: int = SIZE) -> torc
     inverse[:, 2] -= [left, top]
     to_grid = inverse * 2 / np.array([[w], [h]])
     to_grid[:, 2] += [1 / w - 1, 1 / h - 1]
-    step = np.arange(size, dtype=np.float64)
+    grid = torch.from_numpy(sampling_grid(to_grid, size))
+    return grid_sample(part, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+
+
+def sampling_grid(affine: ArrayLike, size: int) -> NDArray[np.float32]:
+    """(1, size, size, 2) float32: where a (2, 3) affine puts each pixel of a square, the sums made in double."""
+    A, step = np.asarray(affine, np.float64), np.arange(size, dtype=np.float64)
     grid = np.empty((1, size, size, 2), np.float32)
     for axis in range(2):
-        column = to_grid[axis, 0] * step + to_grid[axis, 2]
-        np.add(column, to_grid[axis, 1] * step[:, None], out=grid[0, :, :, axis], casting="same_kind")
-    return grid_sample(part, torch.from_numpy(grid), mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+        along_row = A[axis, 0] * step + A[axis, 2]
+        np.add(along_row, A[axis, 1] * step[:, None], out=grid[0, :, :, axis], casting="same_kind")
+    return grid

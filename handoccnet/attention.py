@@ -128,4 +128,4 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_map(tokens: Tensor, width: int) -> Tensor:
     """(B, H W, C) as (B, C, H, W), channels last in memory."""
-    return tokens.reshape(len(tokens), -1, width, tokens.shape[2]).permute(0, 3, 1, 2)
+    return tokens.reshape(tokens.shape[0], -1, width, tokens.shape[2]).permute(0, 3, 1, 2)

@@ -134,7 +134,9 @@ class TrainConfig(TrainOptions):
         "        run: folder of the run; empty means runs/handoccnet/<data set>\n"
         "        resume: continue the run from its last checkpoint\n"
         "        init_from: checkpoint whose weights the training starts from; empty means random weights\n"
-        "        backbone_weights: ImageNet weights of ResNet-50, torchvision's key names; empty means random weights\n",
+        "        init: starting weights behind the backbone: original (tiny normals, slow to begin without ImageNet\n"
+        "            weights in the backbone), or torch (the framework's defaults)\n"
+        "        backbone_weights: ImageNet weights of ResNet-50, torchvision's names; empty means random weights\n",
         1,
     )
 
@@ -143,6 +145,7 @@ class TrainConfig(TrainOptions):
     run: str = ""
     resume: bool = False
     init_from: str = ""
+    init: Literal["original", "torch"] = "original"
     backbone_weights: str = ""
     data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -202,3 +205,46 @@ class EvalConfig:
     baseline: bool = True
     decimals: int = 6
     data: EvalData = field(default_factory=EvalData)
+
+
+@dataclass
+class PredictConfig:
+    """Options of the demo.
+
+    Args:
+        images: pictures, folders of them, animations or videos
+        checkpoint: a run's checkpoint, or a converted snapshot
+        bbox: x,y,w,h around the hand, counted from the top left corner [pixels]
+        boxes: JSON file with a box for each picture, by file name (an alternative to bbox)
+        out: folder for the results
+        hand: which hand it is; a left one is mirrored for the network and back
+        mano: MANO_RIGHT.pkl, or an .npz made by python -m shared.mano_import, or the word standin
+        fit: also write what the original's second demo writes: the translation that fits 3D to 2D joints
+        depth: expected distance of the hand for the fit; 0 estimates it from the joints alone [mm]
+        method: of the fit, newton or lbfgs (the original's optimiser)
+        focal: of the camera, whose centre is the picture's; the original's value is not your camera's [pixels]
+        intrinsics: fx,fy,cx,cy where they are known, instead of focal [pixels]
+        track: follow the hand: from the second frame on the box comes from the joints before
+        box_rule: reference (the author's helper, one pixel lost, boxes moved in) or clipped (exact)
+        precision: of the network: float32 or bfloat16
+        device: cpu, cuda, or auto (cuda where there is one)
+        batch_size: crops per network call; 1 with --track [crops]
+    """
+
+    images: list[str] = field(default_factory=list)
+    checkpoint: str = ""
+    bbox: str = ""
+    boxes: str = ""
+    out: str = "predictions"
+    hand: Literal["right", "left"] = "right"
+    mano: str = ""
+    fit: bool = False
+    depth: float = 0.0
+    method: Literal["newton", "lbfgs"] = "newton"
+    focal: float = 500.0
+    intrinsics: str = ""
+    track: bool = False
+    box_rule: Literal["reference", "clipped"] = "reference"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: int = 8

@@ -50,7 +50,8 @@ class Checkpoint:
     def build(self, mano: ManoModel | str | Path, **changes: Any) -> HandOccNet:
         """The network with its weights, in evaluation mode, on the user's hand model.
 
-        ``changes`` replace arguments of the network that do not touch its weights: ``tips="ho3d"``. Warns where ``mano`` is another file than the one of the training: poses then mean another hand.
+        ``changes`` replace arguments of the network that do not touch its weights, such as ``tips="ho3d"``. Warns
+        where ``mano`` is another file than the one of the training: poses then mean another hand.
         """
         from handoccnet.model import HandOccNet
 
@@ -58,7 +59,8 @@ class Checkpoint:
         if self.mano_sha256 and hand.sha256 != self.mano_sha256:
             warnings.warn(
                 f"the network was trained with a MANO file of sha256 {self.mano_sha256[:12]}..., this one "
-                f"({hand.source}) has {hand.sha256[:12]}...; its hands will not be those of the training",
+                f"({hand.source}) has {hand.sha256[:12]}...; its hands are not those of the training, unless one file "
+                "was made from the other",
                 stacklevel=2,
             )
         network = HandOccNet(hand, **{**self.model, **changes})

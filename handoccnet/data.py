@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from handoccnet.affine import SIZE, BoxRule, apply_affine, bbox_of_points, check_bbox, crop_affine, square_bbox, warp
+from handoccnet.affine import SIZE, apply_affine, bbox_of_points, check_bbox, crop_affine, square_bbox, warp
 from handoccnet.config import AugmentOptions, DataOptions
 from shared.camera import project
 from shared.datasets import dexycb, handoccnet_json, ho3d
@@ -356,10 +356,9 @@ def cut(
         to_crop[:, 0] *= -1
         to_picture[0] *= -1
         to_picture[0, 2] += width - 1
-    image = warp(rgb, to_crop, size=size)
-    if aug.colour != (1.0, 1.0, 1.0):
-        image = (image * torch.tensor(aug.colour).view(3, 1, 1)).clamp_(0, 255)
-    return Crop(image.div_(255), to_crop, to_picture)
+    # colour factors and the scale to 0..1 in one pass in place; grey levels are not negative, so only white is cut
+    image = warp(rgb, to_crop, size=size).mul_(torch.tensor(aug.colour).view(3, 1, 1) / 255)
+    return Crop(image.clamp_(max=1.0), to_crop, to_picture)
 
 
 def turn_root(pose: ArrayLike, angle_deg: float) -> Float:

@@ -87,7 +87,7 @@ class Hand(nn.Module):
         turns = torch.stack((first, second, second @ fingers[:, :, 2]), 2).flatten(1, 2)
         turns = torch.cat((rotmats[:, :1], turns), 1)
         upper = torch.cat((turns, joints_mm[:, self.chain, :, None]), -1)
-        last = upper.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(pose), 16, 1, 4)
+        last = upper.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(pose.shape[0], 16, 1, 4)
         return {"joints_mm": joints_mm, "verts_mm": verts_mm, "transforms": torch.cat((upper, last), 2)}
 
     def targets(self, pose: Tensor, betas: Tensor) -> dict[str, Tensor]:

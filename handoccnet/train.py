@@ -76,6 +76,7 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
             "--resume continues with the run's own weights", remedy="leave out --init_from and --backbone_weights"
         )
     import torch
+    from torch import nn
 
     from handoccnet.convert import checkpoint_of, load_backbone, load_checkpoint
     from handoccnet.data import HandSamples, load_labels, open_mano
@@ -101,6 +102,11 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
     # ---- network
     torch.manual_seed(options.seed)
     network = HandOccNet(right, **dataclasses.asdict(options.model))
+    if options.init == "torch":
+        for part in (network.fit, network.set, network.head, network.encoder, network.hand_head):
+            for layer in part.modules():
+                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                    layer.reset_parameters()
     if options.init_from:
         start = load_checkpoint(options.init_from)
         if start.model != network.sizes:

@@ -1,4 +1,4 @@
-"""Pinhole cameras: points to pixels and back, K after a crop, and the other axes conventions of the data sets.
+"""Pinhole cameras: points to pixels and back, K after a crop, turns, and the axes conventions of the data sets.
 
 Camera frame: OpenCV (x right, y down, z forward), millimetres unless a caller says otherwise. Pixels count from 0, a
 whole number is the centre of a pixel. Every function takes leading batch dimensions and works in float64; the leading
@@ -43,15 +43,23 @@ def _check_depth(z: Array, what: str) -> None:
         )
 
 
-def project(points_mm: ArrayLike, K: ArrayLike) -> Array:
+def project(points_mm: ArrayLike, K: ArrayLike, *, check_depth: bool = True) -> Array:
     """Pixels (..., 2) of camera-frame points (..., 3); u = (K p)_x / z, v = (K p)_y / z.
 
+    Args:
+        points_mm: camera frame.
+        K: (3, 3) or one per leading axis.
+        check_depth: refuse depths that are not positive. What judges labels turns it off: wrong ones give wrong pixels
+            (or infinite ones, or NaN) there.
+
     Raises:
-        DataError: shapes, or a depth that is not positive (NaN included).
+        DataError: shapes, or (with ``check_depth``) a depth that is not positive (NaN included).
     """
     p, k = _arrays(points_mm, K, "points")
-    _check_depth(p[..., 2], "points")
-    pixels: Array = np.einsum("...ij,...j->...i", k[..., :2, :], p) / p[..., 2:]
+    if check_depth:
+        _check_depth(p[..., 2], "points")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pixels: Array = np.einsum("...ij,...j->...i", k[..., :2, :], p) / p[..., 2:]
     return pixels
 
 
@@ -118,3 +126,15 @@ def crop_K(K: ArrayLike, left: float, top: float) -> Array:
 def resize_K(K: ArrayLike, scale_x: float, scale_y: float) -> Array:
     """K of a resized image. The edges stay edges: u_new = (u + 0.5) scale - 0.5."""
     return affine_K(K, [[scale_x, 0, 0.5 * scale_x - 0.5], [0, scale_y, 0.5 * scale_y - 0.5]])
+
+
+def rotvec_to_rotmat(rotvec: ArrayLike) -> Array:
+    """(3, 3) rotation about the direction of ``rotvec`` (3,) by its length in radians (Rodrigues)."""
+    vector = np.asarray(rotvec, np.float64)
+    angle = float(np.linalg.norm(vector))
+    if angle < 1e-12:
+        return np.eye(3)
+    x, y, z = vector / angle
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    rotation: Array = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    return rotation

@@ -1,11 +1,13 @@
 """The one error class for bad input, and how a program ends on it.
 
-Every reader, loader and option check raises :class:`DataError` (or its child :class:`MissingFileError`). A program wraps
-its ``main`` in :func:`exit_on_error`, so that a user sees one line that names the file and the remedy, and exit status 2.
+Every reader, loader and option check raises :class:`DataError` (or its child :class:`MissingFileError`). A program
+wraps its ``main`` in :func:`exit_on_error`, so that a user sees one line that names the file and the remedy, and exit
+status 2.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,9 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str, *, path: str | Path | None = None, remedy: str | None = None) -> None:
+        if message.startswith("Caught ") and "Original Traceback" in message:
+            # torch raises a loader process's exception again with that process's traceback as its message
+            message = re.sub(r"^[\w.]+Error: ", "", message.strip().splitlines()[-1])
         self.path = None if path is None else Path(path)
         self.remedy = remedy
         parts = [f"{path}: {message}" if path is not None else message]

@@ -11,11 +11,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, cast, get_args
 
-from shared.errors import DataError
+from shared.errors import DataError, exit_on_error
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
 Kind = Literal["cpu", "cuda"]
@@ -151,5 +153,19 @@ def report(root: Path | None = None) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+@dataclass
+class Options:
+    """The program has no options; HANDPOSE_KERNELS chooses the backend."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    from shared.options import parse
+
+    parse(Options, prog="python -m shared.kernels", description="Says which native kernels can be used.", argv=argv)
     print(report())
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

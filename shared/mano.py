@@ -4,12 +4,11 @@ Mathematics and file format: Romero, Tzionas, Black, "Embodied Hands", SIGGRAPH 
 not part of this project (mano.is.tue.mpg.de, registration); ``load_mano("standin")`` gives a hand of our own in the
 same format. Conventions that differ between public layers (tips, units, mean pose, centring) are named options here.
 
-    python -m shared.mano MANO_RIGHT.pkl --out mano_right.npz    checks a file and saves it without pickle
+``python -m shared.mano_import`` checks a file and saves it without pickle.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.errors import DataError, MissingFileError, exit_on_error
+from shared.errors import DataError, MissingFileError
 from shared.safe_io import MIB, atomic_path, load_npz, load_restricted_pickle
 from shared.skeletons import SKELETONS, order
 
@@ -545,23 +544,3 @@ def _chain(rotmats: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
         places.append(place)
     turn = torch.cat((rotmats[:, :1], torch.stack(turns, 2).flatten(1, 2)), 1)
     return turn, torch.cat((rest_joints[:, :1], torch.stack(places, 2).flatten(1, 2)), 1)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m shared.mano", description="Checks a MANO file and, with --out, saves it as plain .npz."
-    )
-    parser.add_argument("model", help='MANO_RIGHT.pkl, MANO_LEFT.pkl, an .npz, or "standin"')
-    parser.add_argument("--out", type=Path, help=".npz file to write; it needs no pickle to be read")
-    options = parser.parse_args(argv)
-    model = load_mano(options.model)
-    print(f"{model.source}: {model.side} hand, 778 vertices, 1538 faces, sha256 {model.sha256}")
-    print(f"joints: {' '.join(JOINT_NAMES[:16])}")
-    if options.out is not None:
-        save_npz(model, options.out)
-        print(f"{options.out}: written")
-    return 0
-
-
-if __name__ == "__main__":
-    exit_on_error(main)

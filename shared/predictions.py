@@ -259,8 +259,7 @@ def read_rows(
     Raises:
         MissingFileError: no such file.
         DataError: a wrong number of columns, a word that is no number, a number that is not finite (file and line
-            named),
-            an empty file, damaged compression, or a file that grows beyond reason.
+            named), an empty file, damaged compression, or a file that grows beyond reason.
     """
     path = Path(path)
     columns = None if joints is None else joints * dims
@@ -409,8 +408,7 @@ _JSON_REMEDY = "expected the layout of the official evaluation: [N x 21 x 3 join
 def read_mesh_json(
     path: str | Path, axes: Axes, *, vertices: int = 778, frames: int | None = None
 ) -> tuple[Array, Array]:
-    """A submission ``pred.json`` (plain, gzip or in a zip): joints (N, 21, 3) and vertices (N, 778, 3), mm, OpenCV
-    axes.
+    """A submission ``pred.json`` (plain, gzip or in a zip): (N, 21, 3) joints and (N, 778, 3) vertices, OpenCV mm.
 
     Args:
         path: the file.
@@ -420,8 +418,7 @@ def read_mesh_json(
 
     Raises:
         DataError: another structure than the official one, counts that differ (both named), numbers that are not
-            finite,
-            damaged compression, or a file that grows beyond reason.
+            finite, damaged compression, or a file that grows beyond reason.
     """
     path = Path(path)
     limit = None if frames is None else (frames + 1) * (21 + vertices) * 3

@@ -6,9 +6,7 @@ Everything that is printed or written to JSON comes from :mod:`shared.metrics` u
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +41,8 @@ class Options:
         json: file to write all results to
         plot: folder to write success_rate.png and per_joint.png to
         list_protocols: print the protocols and leave
+        predictions: prediction files; the flag may be left out
+        names: their names in tables and figures, in order
     """
 
     protocol: str | None = None
@@ -386,7 +386,17 @@ def as_json(protocol: Protocol, results: Sequence[Result]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; ``argv`` without its name."""
-    options = parse(argv)
+    from shared.options import parse
+
+    options = parse(
+        Options,
+        prog="python -m shared.score",
+        description="Scores hand pose prediction files under a named protocol.",
+        argv=argv,
+        positional="predictions",
+        positional_help="prediction files, plain or gzip",
+        aliases={"dataset": "protocol"},
+    ).options
     if options.list_protocols:
         from shared.protocols import list_protocols
 
@@ -415,31 +425,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and value != value else value
-
-
-def parse(argv: Sequence[str] | None = None) -> Options:
-    """The command line as Options; unknown flags end the program with status 2 and their name."""
-    import jsonargparse
-
-    words = []
-    for word in sys.argv[1:] if argv is None else argv:
-        flag, equals, value = word.partition("=")
-        if flag.startswith("--") and len(flag) > 2:
-            flag = "--protocol" if flag == "--dataset" else "--" + flag[2:].replace("-", "_")
-            word = f"{flag}=true" if flag == "--list_protocols" and not equals else flag + equals + value
-        words.append(word)
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m shared.score",
-        description="Scores hand pose prediction files under a named protocol. --ground-truth is --ground_truth.",
-    )
-    parser.add_class_arguments(Options, None, skip={"predictions", "names"})
-    parser.add_argument("--predictions", nargs="+", type=str, default=[], help="prediction files, plain or gzip")
-    parser.add_argument("--names", nargs="+", type=str, default=[], help="their names in tables and figures, in order")
-    parser.add_argument("more", nargs="*", type=str, default=[], help="more prediction files")
-    values = parser.parse_args(words).as_dict()
-    more = values.pop("more")
-    values["predictions"] = [*values["predictions"], *more]
-    return Options(**{f.name: values[f.name] for f in dataclasses.fields(Options)})
 
 
 if __name__ == "__main__":

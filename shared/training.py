@@ -489,14 +489,14 @@ def _build(task: Task, options: TrainOptions, run: RunFolder, resume: bool) -> t
                 "epoch": self.epoch,
                 "batch": self.batch,
                 "step": self.step,
-                "loss": repr(float(loss)),
+                "loss": repr(float(loss.detach())),
                 "samples": names,
             }
             path = run.root / f"stopped_step{self.step}_rank{self.trainer.global_rank}.json"
             atomic_write_text(path, json.dumps(record, indent=1) + "\n")
             where = f"step {self.step} of epoch {self.epoch + 1}"
             raise DataError(
-                f"{what} (loss {float(loss)}) at {where}; samples: {', '.join(map(str, names))}",
+                f"{what} (loss {record['loss']}) at {where}; samples: {', '.join(map(str, names))}",
                 path=path,
                 remedy="look at these samples and their labels, or lower the learning rate; "
                 "the last checkpoint is untouched",

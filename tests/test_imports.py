@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-METHODS = [n for n in ("sohandnet", "selfsup_fitting", "v2v_posenet", "hand3d_wild", "handoccnet") if (ROOT / n).is_dir()]
+METHODS = [
+    n for n in ("sohandnet", "selfsup_fitting", "v2v_posenet", "hand3d_wild", "handoccnet") if (ROOT / n).is_dir()
+]
 SOURCES = sorted(p for top in ["shared", *METHODS] for p in (ROOT / top).rglob("*.py"))
 HEAVY = {"lightning", "tensorboard", "viser", "gradio"}
 TORCH_ONLY = {"model.py", "losses.py", "reference.py"}  # need torch and geometry, no programs, no files
@@ -51,7 +53,19 @@ def test_who_imports_whom(path: Path) -> None:
         if path.name in TORCH_ONLY and top != "shared":
             assert module.split(".")[0] not in {"jsonargparse", "yaml", "tqdm", "matplotlib", "PIL"}
     if path.parent == ROOT / "shared/datasets" and path.name not in ("check.py", "__init__.py"):
-        readers = {"icvl", "nyu", "msra", "hands2017", "itop", "ho3d", "dexycb", "stb", "panoptic", "mpii_nzsl", "freihand"}
+        readers = {
+            "icvl",
+            "nyu",
+            "msra",
+            "hands2017",
+            "itop",
+            "ho3d",
+            "dexycb",
+            "stb",
+            "panoptic",
+            "mpii_nzsl",
+            "freihand",
+        }
         for module in imports(path, top_level=False):
             if module.startswith("shared.datasets."):
                 assert module.split(".")[2] not in readers - {path.stem}, f"{module}: readers do not import one another"

@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shared.camera import project
 from shared.errors import DataError
 
 NEAR_MM, FAR_MM = 10.0, 1500.0  # depths outside count as empty
@@ -37,12 +38,6 @@ def _mean_point(
     z = float(depth_mm[inside].mean(dtype=np.float64))
     u, v = columns.mean() + crop_xy[0], rows.mean() + crop_xy[1]
     return np.array([(u - K[0, 2]) * z / K[0, 0], (v - K[1, 2]) * z / K[1, 1], z])
-
-
-def project(point_mm: ArrayLike, K: Point) -> Point:
-    """(..., 3) camera mm to (..., 2) pixels."""
-    point = np.asarray(point_mm, np.float64)
-    return point[..., :2] / point[..., 2:] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
 
 
 def cube_box(center_mm: ArrayLike, cube_mm: float, K: Point) -> tuple[int, int, int, int]:

@@ -7,7 +7,6 @@ Rows are ``x y z`` in mm (convert pixels with ``v2v_posenet.convert_result`` fir
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import numpy as np
 
 from shared.errors import DataError, exit_on_error
 from shared.metrics import joint_errors, mean_error, per_joint_error
+from shared.options import parse
+from v2v_posenet.config import CompareConfig
 from v2v_posenet.plot import Array, joint_names, new_figure, read_pair, save_figure
 
 HISTOGRAM_MM = np.linspace(0.0, 10.0, 201)  # 200 bins, as in the port
@@ -45,16 +46,12 @@ def plot_histogram(errors: Mapping[str, Array], path: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    args = parse(
+        CompareConfig,
         prog="python -m v2v_posenet.compare",
         description="Compares result files with each other against one ground truth.",
-    )
-    parser.add_argument("--ground-truth", type=Path, required=True, help="labels, x y z in mm, one frame per line")
-    parser.add_argument("--result", type=Path, action="append", required=True, help="predictions; may be repeated")
-    parser.add_argument("--names", nargs="+", help="a name per result for the figures (default: the file names)")
-    parser.add_argument("--skeleton", help="joint order for the names in the figures, such as msra")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
-    args = parser.parse_args(argv)
+        argv=argv,
+    ).options
     names = args.names or [path.stem for path in args.result]
     if len(names) != len(args.result) or len(set(names)) != len(names):
         raise DataError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from shared.options import TrainOptions
 
 Variant = Literal["gaussian", "integral"]
 DatasetName = Literal["msra", "icvl", "nyu", "hands2017", "itop-front", "itop-top"]
+Source = Literal["auto", "port", "integral", "torch7"]
+To = Literal["world", "pixel"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class DataOptions:
 
 @dataclass
 class AugmentOptions:
-    """Ranges of the augmentation (spec of both codes: 80 to 120 percent, 40 degrees, 4 voxels of the 88 grid).
+    """Ranges of the augmentation (both codes: 80 to 120 percent, 40 degrees, 4 voxels of the 88 grid).
 
     Args:
         rotate_deg: turn in the image plane, uniform in plus minus this [degrees]
@@ -220,3 +223,79 @@ class EvalConfig:
     baseline: bool = True
     allow_missing: bool = False
     data: EvalData = field(default_factory=EvalData)
+
+
+@dataclass
+class ConvertConfig:
+    """Which checkpoint is converted.
+
+    Args:
+        input: epoch{n}.pth of the port, or the author's model.net (torch7)
+        output: file to write, .pt or .safetensors
+        convention: how the network was trained to see pixels; a wrong one costs 2 to 3 mm
+        dataset: data set it was trained on
+        source: what the file is (also --from); auto looks at its bytes and keys
+        cube_mm: edge of the cube (also --cube); 0 means the data set's own [mm]
+    """
+
+    input: Path
+    output: Path
+    convention: Literal["port", "port-integral", "zero", "author"]
+    dataset: DatasetName
+    source: Source = "auto"
+    cube_mm: float = 0.0
+
+
+@dataclass
+class ConvertResultConfig:
+    """Which result file is converted.
+
+    Args:
+        dataset: whose camera and axes
+        to: coordinates to write: world is x y z, pixel is u v z
+        input: text file, plain or gzip, one frame per line
+        output: text file to write, three decimals
+    """
+
+    dataset: Literal["msra", "icvl", "nyu", "hands2017", "itop"]
+    to: To
+    input: Path
+    output: Path
+
+
+@dataclass
+class PlotConfig:
+    """What is drawn.
+
+    Args:
+        ground_truth: labels, x y z in mm, one frame per line
+        result: predictions in the same format and order
+        out: folder for the figures
+        title: start of the file names
+        skeleton: joint order for the names in the figures, such as msra; default: the joints' numbers from 1
+    """
+
+    ground_truth: Path
+    result: Path
+    out: Path
+    title: str = "result"
+    skeleton: str | None = None
+
+
+@dataclass
+class CompareConfig:
+    """What is compared.
+
+    Args:
+        ground_truth: labels, x y z in mm, one frame per line
+        result: predictions in the same format and order; several files, or the flag several times
+        out: folder for the figures
+        names: a name per result for the figures; default: the file names
+        skeleton: joint order for the names in the figures, such as msra; default: the joints' numbers from 1
+    """
+
+    ground_truth: Path
+    result: list[Path]
+    out: Path
+    names: list[str] | None = None
+    skeleton: str | None = None

@@ -8,26 +8,27 @@ executed: PyTorch files are read with ``weights_only=True``, torch7 files by an 
 
 from __future__ import annotations
 
-import argparse
 import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from shared.errors import DataError, MissingFileError, exit_on_error
+from shared.checkpoints import AGAIN, check_file, check_state, read_own, read_torch, to_cpu
+from shared.errors import DataError, exit_on_error
+from shared.options import parse
 from shared.safe_io import atomic_path
-from v2v_posenet.config import CONVENTIONS, DATASETS, Convention, Variant
-from v2v_posenet.model import IntegralV2V, V2VPoseNet, Widths
+from v2v_posenet.config import CONVENTIONS, DATASETS, Convention, ConvertConfig, Source, Variant
+
+if TYPE_CHECKING:  # torch is imported by the functions that use it: --help does not
+    from torch import Tensor, nn
+
+    from v2v_posenet.model import V2VPoseNet, Widths
 
 FORMAT, VERSION = "handpose/v2v_posenet", 1
-MAX_FILE_BYTES = 2**31  # the author's model.net with gradients has 27 MB
-Source = Literal["auto", "port", "integral", "torch7"]
 
 # --- our format -------------------------------------------------------------------------------------------------------
 
@@ -64,6 +65,8 @@ class Checkpoint:
 
     def build(self) -> V2VPoseNet:
         """The network with its weights, in evaluation mode."""
+        from v2v_posenet.model import V2VPoseNet
+
         network = V2VPoseNet(self.joints, self.widths)
         network.load_state_dict(self.state_dict)
         return network.eval()
@@ -108,8 +111,8 @@ def checkpoint_of(
         y_up = spec is not None and spec.y_up
     if max_depth_mm is None:
         max_depth_mm = 0.0 if spec is None else spec.background_mm
-    state = {key: _to_cpu(value) for key, value in network.state_dict().items()}
-    widths = cast(Widths, network.widths)
+    state = {key: to_cpu(value) for key, value in network.state_dict().items()}
+    widths = cast("Widths", network.widths)
     return Checkpoint(
         state_dict=state,
         joints=network.joints,
@@ -137,6 +140,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
             state = {key: value.contiguous() for key, value in content.pop("state_dict").items()}
             save_file(state, str(temporary), metadata={"handpose": json.dumps(content)})
         else:
+            import torch
+
             torch.save(content, temporary)
 
 
@@ -148,36 +153,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         DataError: the file is truncated, a web page, of another program or method, or does not fit together.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        content = _read_safetensors(path)
-    else:
-        content = _read_torch(path)
-        if isinstance(content, dict) and isinstance(content.get("handpose"), dict):
-            content = content["handpose"]
-    if not isinstance(content, dict) or "format" not in content:
-        raise DataError(
-            "is not a handpose checkpoint (it has no 'format' entry)",
-            path=path,
-            remedy="convert weights of other programs with python -m v2v_posenet.convert",
-        )
-    if content["format"] != FORMAT:
-        raise DataError(
-            f"is a {content['format']!r} checkpoint, expected {FORMAT!r}",
-            path=path,
-            remedy="use the method that wrote it, or give another file",
-        )
-    if content.get("version") != VERSION:
-        raise DataError(
-            f"has format version {content.get('version')!r}, this program reads version {VERSION}",
-            path=path,
-            remedy="convert it with the program version that wrote it, or update handpose",
-        )
+    content = read_own(path, FORMAT, VERSION, convert="v2v_posenet.convert")
     try:
         model, convention = content["model"], Convention(**content["convention"])
         checkpoint = Checkpoint(
-            state_dict={key: _to_cpu(value) for key, value in content["state_dict"].items()},
+            state_dict={key: to_cpu(value) for key, value in content["state_dict"].items()},
             joints=int(model["joints"]),
-            widths=cast(Widths, tuple(int(width) for width in model["widths"])),
+            widths=cast("Widths", tuple(int(width) for width in model["widths"])),
             variant=model["variant"],
             convention=convention,
             dataset=str(content["dataset"]),
@@ -190,101 +172,36 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=_AGAIN
+            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=AGAIN
         ) from error
     if checkpoint.variant not in ("gaussian", "integral") or not 0 < checkpoint.cube_mm < 1e5 or checkpoint.grid % 8:
         raise DataError(
             f"has variant {checkpoint.variant!r}, cube {checkpoint.cube_mm} mm and grid {checkpoint.grid}; expected "
             "'gaussian' or 'integral', a positive cube and a grid divisible by 8",
             path=path,
-            remedy=_AGAIN,
+            remedy=AGAIN,
         )
     _check_state(checkpoint.state_dict, checkpoint.joints, checkpoint.widths, path)
     return checkpoint
 
 
-_ENTRIES = {"format", "version", "state_dict", "model", "convention", "dataset", "skeleton", "cube_mm", "grid"} | {
-    "y_up",
-    "max_depth_mm",
-}
-_AGAIN = "write or download the file again"
-
-
-def _to_cpu(value: Tensor) -> Tensor:
-    value = value.detach().to("cpu", copy=True)
-    return value.float() if value.is_floating_point() else value
-
-
-def _read_torch(path: Path) -> Any:
-    _check_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types here, all of them mean that the file cannot be used
-        raise DataError(
-            f"cannot be read as a PyTorch checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]})",
-            path=path,
-            remedy="it may be truncated, or hold more than tensors; " + _AGAIN,
-        ) from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    _check_file(path)
-    from safetensors import safe_open
-
-    try:
-        with safe_open(str(path), "pt") as file:
-            content = json.loads((file.metadata() or {}).get("handpose", "{}"))
-            if isinstance(content, dict):
-                content["state_dict"] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
-            return content
-    except Exception as error:  # SafetensorError, JSON errors and OS errors alike
-        raise DataError(
-            f"cannot be read as a safetensors file ({type(error).__name__}: {error})", path=path, remedy=_AGAIN
-        ) from error
-
-
-def _check_file(path: Path) -> bytes:
-    """The first bytes of a file that exists, is not empty, not a web page and not absurdly large."""
-    if not path.is_file():
-        raise MissingFileError("no such checkpoint file", path=path, remedy="check the path")
-    with open(path, "rb") as file:
-        head = file.read(512)
-    size = path.stat().st_size
-    if not head:
-        raise DataError("is empty", path=path, remedy=_AGAIN)
-    if head.lstrip()[:1] == b"<":
-        raise DataError(
-            "is a web page, not a checkpoint", path=path, remedy="download the file itself (not its preview page) again"
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise DataError("is a Git LFS pointer, not a checkpoint", path=path, remedy="run git lfs pull")
-    if size > MAX_FILE_BYTES:
-        raise DataError(f"has {size} bytes, more than the {MAX_FILE_BYTES} that a checkpoint may have", path=path)
-    return head
+_ENTRIES = {"format", "version", "state_dict", "model", "convention", "dataset", "skeleton", "cube_mm", "grid"}
+_ENTRIES |= {"y_up", "max_depth_mm"}
 
 
 def _check_state(state: Mapping[str, Tensor], joints: int, widths: Sequence[int], path: Path) -> None:
     """Strict comparison with the network these sizes give, every mismatch listed."""
+    import torch
+
+    from v2v_posenet.model import V2VPoseNet
+
     try:
         with torch.device("meta"):
-            expected = V2VPoseNet(joints, cast(Widths, tuple(widths))).state_dict()
+            expected = V2VPoseNet(joints, cast("Widths", tuple(widths))).state_dict()
     except (ValueError, RuntimeError, TypeError) as error:
-        raise DataError(f"describes no possible network ({error})", path=path, remedy=_AGAIN) from error
-    problems = [f"missing {key}" for key in expected if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in expected]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    problems += [f"{key} is not finite" for key, value in state.items() if not bool(torch.isfinite(value).all())]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise DataError(
-            f"does not fit a network of {joints} joints and widths {tuple(widths)}: {'; '.join(problems[:8])}{more}",
-            path=path,
-            remedy="give a checkpoint of V2V-PoseNet with all its layers",
-        )
+        raise DataError(f"describes no possible network ({error})", path=path, remedy=AGAIN) from error
+    what = f"a network of {joints} joints and widths {tuple(widths)}"
+    check_state(state, expected, path, what, "give a checkpoint of V2V-PoseNet with all its layers")
 
 
 # --- the PyTorch port -------------------------------------------------------------------------------------------------
@@ -335,8 +252,10 @@ def port_key_to_ours(key: str) -> str:
 
 def _from_port(content: Any, path: Path) -> tuple[dict[str, Tensor], Variant]:
     """The port's dict, or a bare state dict, to our state dict and the variant its keys show."""
+    import torch
+
     state = content.get("model_state_dict", content.get("state_dict", content)) if isinstance(content, dict) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
         raise DataError(
             "holds no state dict (expected 'model_state_dict' or a dict of tensors)",
             path=path,
@@ -345,7 +264,7 @@ def _from_port(content: Any, path: Path) -> tuple[dict[str, Tensor], Variant]:
     keys = {key: key.removeprefix("module.") for key in state}
     integral = any(key.startswith("basic_model.") for key in keys.values())
     ours = {
-        port_key_to_ours(short.removeprefix("basic_model.").removeprefix("module.")): _to_cpu(state[key])
+        port_key_to_ours(short.removeprefix("basic_model.").removeprefix("module.")): to_cpu(state[key])
         for key, short in keys.items()
         if not short.startswith("spatial_softmax.pos_")  # constant index grids
     }
@@ -384,15 +303,17 @@ def read_foreign(path: str | Path, source: Source = "auto") -> tuple[V2VPoseNet,
     path = Path(path)
     found: str
     variant: Variant
-    if _check_file(path)[:4] == struct.pack("<i", 4):
+    if check_file(path)[:4] == struct.pack("<i", 4):
         state, variant, found = _from_torch7(path), "gaussian", "torch7"
     else:
-        state, variant = _from_port(_read_torch(path), path)
+        state, variant = _from_port(read_torch(path), path)
         found = "port" if variant == "gaussian" else "integral"
     if source not in ("auto", found):
         raise DataError(
             f"is a checkpoint of kind {found!r}, but {source!r} was asked for", path=path, remedy=f"use --from {found}"
         )
+    from v2v_posenet.model import V2VPoseNet
+
     joints, widths = _sizes_of(state, path)
     _check_state(state, joints, widths, path)
     network = V2VPoseNet(joints, widths)
@@ -406,6 +327,8 @@ def load_reference(path: str | Path, source: Source = "auto") -> nn.Module:
     Takes the original's input (B, 1, 88, 88, 88) and gives its output: heat maps (B, J, 44, 44, 44), or for the
     integral program the pair (heat-map logits, coordinates (B, J, 3) in cells). Errors as :func:`read_foreign`.
     """
+    from v2v_posenet.model import IntegralV2V
+
     network, variant, _ = read_foreign(path, source)
     return network if variant == "gaussian" else IntegralV2V(network).eval()
 
@@ -569,7 +492,7 @@ def _torch7_layers(module: Any, path: Path, depth: int = 0) -> list[Torch7Object
     if name in _T7_CONTAINERS:
         children = module.fields.get("modules")
         if not isinstance(children, dict) or not children or set(children) != set(range(1, len(children) + 1)):
-            raise DataError(f"has a {module.class_name} without a numbered list of modules", path=path, remedy=_AGAIN)
+            raise DataError(f"has a {module.class_name} without a numbered list of modules", path=path, remedy=AGAIN)
         if name == "DataParallelTable":  # the same network once a GPU
             children = {1: children[1]}
         return [leaf for i in sorted(children) for leaf in _torch7_layers(children[i], path, depth + 1)]
@@ -584,9 +507,11 @@ def _torch7_layers(module: Any, path: Path, depth: int = 0) -> list[Torch7Object
 
 
 def _torch7_tensor(layer: Torch7Object, name: str, path: Path) -> Tensor:
+    import torch
+
     value = layer.fields.get(name)
     if not isinstance(value, np.ndarray) or value.size == 0 or value.dtype.kind != "f":
-        raise DataError(f"has a {layer.class_name} without a tensor {name!r}", path=path, remedy=_AGAIN)
+        raise DataError(f"has a {layer.class_name} without a tensor {name!r}", path=path, remedy=AGAIN)
     return torch.from_numpy(value.astype(np.float32))
 
 
@@ -598,13 +523,15 @@ def _torch7_convolution(layer: Torch7Object, path: Path) -> dict[str, Tensor]:
             kernel = [int(layer.fields[edge]) for edge in ("kT", "kH", "kW")]
             weight = weight.reshape(weight.shape[0], -1, *kernel)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"has a {layer.class_name} of unknown kernel size", path=path, remedy=_AGAIN) from error
+            raise DataError(f"has a {layer.class_name} of unknown kernel size", path=path, remedy=AGAIN) from error
     if weight.ndim != 5:
-        raise DataError(f"has a {layer.class_name} with a {weight.ndim}-D weight", path=path, remedy=_AGAIN)
+        raise DataError(f"has a {layer.class_name} with a {weight.ndim}-D weight", path=path, remedy=AGAIN)
     return {"weight": weight.permute(0, 1, 4, 3, 2).contiguous(), "bias": _torch7_tensor(layer, "bias", path)}
 
 
 def _torch7_norm(layer: Torch7Object, path: Path) -> dict[str, Tensor]:
+    import torch
+
     if abs(float(layer.fields.get("eps", 1e-5)) - 1e-5) > 1e-9:
         raise DataError(f"has a batch norm with eps {layer.fields['eps']}, expected 1e-5", path=path)
     values = {name: _torch7_tensor(layer, name, path) for name in ("weight", "bias", "running_mean", "running_var")}
@@ -649,21 +576,13 @@ def _from_torch7(path: Path) -> dict[str, Tensor]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    args = parse(
+        ConvertConfig,
         prog="python -m v2v_posenet.convert",
         description="Converts a checkpoint of the PyTorch port or of the author (torch7) to ours.",
-    )
-    parser.add_argument("--input", type=Path, required=True, help="epoch{n}.pth of the port, or torch7 model.net")
-    parser.add_argument("--output", type=Path, required=True, help="file to write, .pt or .safetensors")
-    parser.add_argument("--from", dest="source", choices=["auto", "port", "integral", "torch7"], default="auto")
-    parser.add_argument(
-        "--convention", choices=list(CONVENTIONS), required=True,
-        help="how the network was trained to see pixels; a wrong one costs 2 to 3 mm",
-    )  # fmt: skip
-    parser.add_argument("--dataset", choices=list(DATASETS), required=True, help="data set it was trained on")
-    parser.add_argument("--cube", type=float, help="edge of the cube in mm (default: the data set's)")
-    args = parser.parse_args(argv)
-
+        argv=argv,
+        aliases={"from": "source", "cube": "cube_mm"},
+    ).options
     network, variant, source = read_foreign(args.input, args.source)
     spec = DATASETS[args.dataset]
     if network.joints != spec.joints:
@@ -673,7 +592,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     checkpoint = checkpoint_of(
         network, variant=variant, convention=CONVENTIONS[args.convention], dataset=args.dataset,
-        skeleton=spec.skeleton, cube_mm=args.cube or spec.cube_mm, source=source,
+        skeleton=spec.skeleton, cube_mm=args.cube_mm or spec.cube_mm, source=source,
     )  # fmt: skip
     save_checkpoint(args.output, checkpoint)
     print(f"{args.output}: {variant}, {spec.joints} joints, cube {checkpoint.cube_mm:g} mm, from {source} {args.input}")

@@ -10,20 +10,18 @@ with these, the published ICVL result is 6.284 mm, with the author's it is 6.276
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shared.camera import backproject, flip_y, intrinsics, xyz_to_uvd
 from shared.errors import DataError, exit_on_error
+from shared.options import parse
 from shared.predictions import read_predictions, write_predictions
+from v2v_posenet.config import ConvertResultConfig, To
 from v2v_posenet.results import spec_of
 
-To = Literal["world", "pixel"]
 CAMERAS: dict[str, tuple[float, float, float, float]] = {  # fx, fy, u0, v0
     "msra": (241.42, 241.42, 160.0, 120.0),
     "icvl": (241.42, 241.42, 160.0, 120.0),
@@ -53,16 +51,12 @@ def convert_points(values: ArrayLike, dataset: str, to: To) -> NDArray[np.float6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    args = parse(
+        ConvertResultConfig,
         prog="python -m v2v_posenet.convert_result",
         description="Converts a result file between pixels (u v z) and the data set's world (x y z).",
-    )
-    names = [*(name for name in CAMERAS if not name.startswith("itop")), "itop"]
-    parser.add_argument("--dataset", choices=names, required=True, help="whose camera and axes")
-    parser.add_argument("--to", choices=["world", "pixel"], required=True, help="what to write")
-    parser.add_argument("--input", type=Path, required=True, help="text file, plain or gzip, one frame per line")
-    parser.add_argument("--output", type=Path, required=True, help="text file to write, three decimals")
-    args = parser.parse_args(argv)
+        argv=argv,
+    ).options
     dataset = "itop-front" if args.dataset == "itop" else args.dataset  # both views have the same camera
     values = read_predictions(args.input, spec_of(dataset).joints)
     try:

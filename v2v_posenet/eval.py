@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,17 +248,13 @@ def predict_all(
     )
     pred, gt, centers = [], [], []
     with tqdm(total=len(frames), unit="frame", desc="predict", mininterval=1.0) as bar:
-        try:
-            for batch in loader:
-                if gt_centers:
-                    batch = [dataclasses.replace(f, center_mm=f.joints_mm.mean(axis=0)) for f in batch]
-                pred.append(predictor.predict_frames(batch).joints_mm)
-                gt += [f.joints_mm for f in batch]
-                centers += [f.center_mm for f in batch]
-                bar.update(len(batch))
-        except DataError as error:  # from a loader process it comes with that process's traceback before it
-            last_line = str(error).strip().splitlines()[-1]
-            raise DataError(re.sub(r"^[\w.]+Error: ", "", last_line)) from error
+        for batch in loader:
+            if gt_centers:
+                batch = [dataclasses.replace(f, center_mm=f.joints_mm.mean(axis=0)) for f in batch]
+            pred.append(predictor.predict_frames(batch).joints_mm)
+            gt += [f.joints_mm for f in batch]
+            centers += [f.center_mm for f in batch]
+            bar.update(len(batch))
     labelled = all(joints is not None for joints in gt)
     return np.concatenate(pred), np.stack(gt) if labelled else None, np.stack(centers)
 

@@ -23,7 +23,7 @@ PORT_OFFSET = 0.5  # the port in the middle of the cell
 def heatmap_loss(
     pred_heatmaps: Tensor, target_cells: Tensor, *, sigma: float = SIGMA, offset: float = PORT_OFFSET
 ) -> Tensor:
-    """Mean over all B*J*44^3 cells of (prediction - Gaussian)^2 (spec 5.1; the paper writes a sum, both codes a mean).
+    """Mean over all B*J*44^3 cells of (prediction - Gaussian)^2 (the paper writes a sum, both codes a mean).
 
     Args:
         pred_heatmaps: (B, J, X, Y, Z), any float type and memory layout.
@@ -43,7 +43,7 @@ def dense_heatmap_loss(pred_heatmaps: Tensor, target_heatmaps: Tensor) -> Tensor
 
 
 def integral_loss(pred_logits: Tensor, target_cells: Tensor, *, weight: float = 0.5) -> IntegralLoss:
-    """The mixed loss of the integral variant: weight * CE + (1 - weight) * L1 (spec 5.4).
+    """The mixed loss of the integral variant: weight * CE + (1 - weight) * L1.
 
     The cross entropy is taken against the trilinear one-hot map of the clipped target, whose at most eight non-zero
     cells are gathered. The target is clipped to [0, size - 2] as in the port.

@@ -4,7 +4,7 @@
         --data.root DIR --data.test_subject 3 --out DIR/msra_center
 
 ``center_train_{s}_refined.txt`` and ``center_test_{s}_refined.txt`` get one line per labelled frame, in label order:
-``x y z`` in mm with y up, or ``invalid`` where no hand was found.
+``x y z`` in mm with y up, or ``invalid`` three times where no hand was found.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def make_centers(options: MakeCenters, progress: bool = True) -> dict[str, Path]
     from tqdm import tqdm
 
     from shared.datasets import msra
+    from shared.datasets.centers import write_centers
     from v2v_posenet.train_center import rough_center
 
     fold = options.data.test_subject
@@ -131,7 +132,7 @@ def make_centers(options: MakeCenters, progress: bool = True) -> dict[str, Path]
         if refiner is not None and rows:
             points[rows] = refiner.refine(patches, points[rows])
         valid = np.isfinite(points).all(1)
-        msra.write_centers(paths[split], points, valid, opencv=True)
+        write_centers(paths[split], points, valid, y_up=True)
         apart = np.linalg.norm(points - data.joints_mm.mean(1), axis=1)[valid]
         mean = f"{apart.mean():.2f} mm from the mean of the joints" if len(apart) else "none found"
         print(f"{paths[split]}: {valid.sum()} centres, {(~valid).sum()} invalid; {mean}")

@@ -178,7 +178,7 @@ class V2VPoseNet(nn.Module):
         self.reset_parameters(init)
 
     def reset_parameters(self, init: Literal["port", "author"] = "port") -> None:
-        """Draws fresh weights (spec: port and author differ in the batch norms only)."""
+        """Draws fresh weights (port and author differ in the batch norms only)."""
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
                 nn.init.normal_(module.weight, std=0.001)

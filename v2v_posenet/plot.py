@@ -8,7 +8,6 @@ name and lost the first). No display is needed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ from numpy.typing import NDArray
 
 from shared.errors import DataError, exit_on_error
 from shared.metrics import accuracy, joint_errors, mean_error, per_joint_error
+from shared.options import parse
 from shared.predictions import read_predictions
 from shared.safe_io import atomic_path
 from shared.skeletons import get
+from v2v_posenet.config import PlotConfig
 
 Array = NDArray[np.float64]
 THRESHOLDS_MM = np.linspace(0.0, 100.0, 100)
@@ -91,15 +92,12 @@ def read_pair(ground_truth: Path, result: Path) -> tuple[Array, Array]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m v2v_posenet.plot", description="Accuracy curves and mean errors per joint of a result file."
-    )
-    parser.add_argument("--ground-truth", type=Path, required=True, help="labels, x y z in mm, one frame per line")
-    parser.add_argument("--result", type=Path, required=True, help="predictions in the same format and order")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
-    parser.add_argument("--title", default="result", help="start of the file names")
-    parser.add_argument("--skeleton", help="joint order for the names in the figures, such as msra")
-    args = parser.parse_args(argv)
+    args = parse(
+        PlotConfig,
+        prog="python -m v2v_posenet.plot",
+        description="Accuracy curves and mean errors per joint of a result file.",
+        argv=argv,
+    ).options
     gt, pred = read_pair(args.ground_truth, args.result)
     e = joint_errors(pred, gt)
     names = joint_names(e.shape[1], args.skeleton)

@@ -532,7 +532,7 @@ def _check(options: Predict) -> None:
 
 
 def _join_words(argv: Sequence[str]) -> Iterator[str]:
-    """Lets ``--checkpoint a.pt b.pt`` take several files and ``--center -3,4,5`` begin with a minus sign."""
+    """Lets ``--checkpoint a.pt b.pt images`` end the checkpoints where the images begin."""
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -541,8 +541,6 @@ def _join_words(argv: Sequence[str]) -> Iterator[str]:
             while words and Path(words[0]).suffix in CHECKPOINT_SUFFIXES:
                 files.append(words.pop(0))
             yield f"--checkpoint={json.dumps(files)}"
-        elif word in ("--center", "--bbox") and words:
-            yield f"{word}={words.pop(0)}"
         else:
             yield word
 

@@ -139,7 +139,7 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
             skeleton=spec.skeleton,
             cube_mm=cube_mm,
             grid=model.grid,
-            data={"test_subject": options.data.test_subject, "centers": options.data.centers},
+            data={name: getattr(options.data, name) for name in ("test_subject", "centers", "drop_handless")},
         ).as_dict()
 
     def load(net: nn.Module, saved: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The one record that every reader hands out.
 
-All geometry is in OpenCV axes (x right, y down, z forward) and millimetres, also for the RGB mesh sets whose files are in
-metres: one unit in memory leaves one conversion, at the reader's edge. Pixels are counted from 0, (u, v) = (0, 0) is the
-centre of the top-left pixel.
+All geometry is in OpenCV axes (x right, y down, z forward) and millimetres, also for the RGB mesh sets whose files
+are in metres: one unit in memory leaves one conversion, at the reader's edge. Pixels are counted from 0,
+(u, v) = (0, 0) is the centre of the top-left pixel.
 """
 
 from __future__ import annotations

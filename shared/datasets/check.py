@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.camera import project
 from shared.datasets.base import Frame, FrameDataset
 from shared.errors import DataError, exit_on_error
 from shared.safe_io import atomic_write_text
@@ -319,7 +320,7 @@ class _Figures:
                 self._add_geometry(frame, joints, usable, depth)
             if pixels is None and np.isfinite(frame.K).all():
                 pixels = np.full((len(joints), 2), np.nan)
-                pixels[usable] = _project(joints[usable], frame.K)
+                pixels[usable] = project(joints[usable], frame.K, check_depth=False)
         if pixels is not None:
             known = np.isfinite(pixels).all(axis=1)
             if frame.joints_valid is not None:
@@ -341,7 +342,7 @@ class _Figures:
             self.curls.append((curl < 0) == (frame.side == "right"))
         if not np.isfinite(frame.K).all():
             return
-        pixels = _project(points, frame.K)
+        pixels = project(points, frame.K, check_depth=False)
         if frame.keypoints_2d is not None:
             self.label_gap_px += np.linalg.norm(pixels - frame.keypoints_2d[usable], axis=1).tolist()
         if depth is not None:
@@ -440,19 +441,12 @@ def curl_mm(joints_mm: Float, skeleton: str) -> float | None:
     return float((tips - bases).mean(0) @ normal / max(float(np.linalg.norm(normal)), 1e-9))
 
 
-def _project(points_mm: Float, K: Float) -> Float:
-    """Pixels (n, 2); unlike shared.camera.project it does not mind labels that are wrong."""
-    projected = points_mm @ K.T
-    pixels: Float = projected[:, :2] / projected[:, 2:]
-    return pixels
-
-
 def _gaps(points_mm: Float, K: Float, depth_mm: NDArray[np.float32]) -> Float:
     """Joint's depth minus measured depth, (n,) mm; NaN where nothing is measured.
 
     Of the 5 x 5 pixels around a joint the one whose depth is nearest to the joint's counts: fingertips lie at the edge.
     """
-    pixels = np.rint(_project(points_mm, K)).clip(-1e6, 1e6).astype(int)
+    pixels = np.rint(project(points_mm, K, check_depth=False)).clip(-1e6, 1e6).astype(int)
     steps = np.stack(np.meshgrid(range(-2, 3), range(-2, 3)), -1).reshape(-1, 2)
     around = pixels[:, None] + steps  # (n, 25, 2) column, row
     inside = ((around >= 0) & (around < depth_mm.shape[::-1])).all(-1)
@@ -520,7 +514,7 @@ def _draw(frame: Frame, size: int = 300) -> NDArray[np.uint8]:
         picture = np.full((*frame.image_size[::-1], 3), 255, np.uint8)
     pixels = frame.keypoints_2d
     if pixels is None and frame.joints_mm is not None and np.isfinite(frame.K).all():
-        pixels = _project(frame.joints_mm, frame.K)
+        pixels = project(frame.joints_mm, frame.K, check_depth=False)
     if pixels is None:
         return enlarge(picture, size / max(picture.shape[:2]))
     known: NDArray[np.bool_] = np.asarray(np.isfinite(pixels).all(axis=1))

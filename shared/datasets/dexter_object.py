@@ -24,25 +24,27 @@ Page: https://handtracker.mpi-inf.mpg.de/projects/RealtimeHO/dexter+object.htm
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from shared.camera import intrinsics, project
 from shared.datasets.base import Frame
+from shared.datasets.fingertips import FingertipFrames, read_tips
 from shared.datasets.images import read_png16, read_rgb
-from shared.datasets.labels import find_folder, numbered_files, read_tips, require_file
-from shared.errors import DataError, MissingFileError
+from shared.datasets.labels import find_folder, one_of
+from shared.errors import DataError
 
 PAGE = "https://handtracker.mpi-inf.mpg.de/projects/RealtimeHO/dexter+object.htm"
 SEQUENCES = ("Grasp1", "Grasp2", "Occlusion", "Rigid", "Pinch", "Rotate")
 SPLITS = ("test",)
 MISSING = 32001
 COLOR_SIZE, DEPTH_SIZE = (640, 480), (320, 240)
-K_COLOR = np.array([[587.45209, 0.0, 325.0], [0.0, 600.67456, 249.0], [0.0, 0.0, 1.0]])
-K_DEPTH = np.array([[224.502, 0.0, 160.0], [0.0, 230.494, 120.0], [0.0, 0.0, 1.0]])
+K_COLOR = intrinsics(587.45209, 600.67456, 325, 249)
+K_DEPTH = intrinsics(224.502, 230.494, 160, 120)
 T_COLOR_DEPTH = np.array(  # as published, four decimals: not orthonormal to more than 1e-4
     [[0.9999, 0.0034, 0.0161, 19.0473], [-0.0033, 1.0, -0.0079, -1.8514], [-0.0162, 0.0079, 0.9998, -4.7501]]
 )
@@ -84,20 +86,7 @@ def read_depth(path: str | Path) -> NDArray[np.float32]:
 
 def read_color(path: str | Path) -> NDArray[np.uint8]:
     """One colour picture (BMP, PNG or JPEG): (480, 640, 3) uint8, red green blue."""
-    path = Path(path)
-    if path.suffix.lower() != ".bmp":
-        return read_rgb(path, expected_size=COLOR_SIZE)
-    if not path.is_file():
-        raise MissingFileError("no such picture", path=path)
-    try:
-        with Image.open(path, formats=["BMP"]) as image:
-            if image.size != COLOR_SIZE:  # before a pixel is decoded
-                raise DataError(f"expected 640x480 pixels, the header says {image.size[0]}x{image.size[1]}", path=path)
-            return cast("NDArray[np.uint8]", np.array(image.convert("RGB")))
-    except DataError:
-        raise
-    except Exception as error:  # a decoder fed with arbitrary bytes raises arbitrary exceptions
-        raise DataError(f"not a readable BMP picture ({error})", path=path, remedy="unpack it again") from None
+    return read_rgb(path, expected_size=COLOR_SIZE, formats=("PNG", "JPEG", "BMP"))
 
 
 def depth_to_color(points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -127,56 +116,28 @@ def open(
         MissingFileError: no sequence folder, a sequence without its label file, or no labelled frame at all.
         DataError: an unknown option, files that cannot be used, numbers of lines and pictures that do not fit.
     """
-    for name, value, allowed in (
-        ("split", split, SPLITS),
-        ("camera", camera, ("color", "depth")),
-        ("labels", labels, ("original", "corrected")),
-        ("axes", axes, ("auto", *AXES)),
-    ):
-        if value not in allowed:
-            raise DataError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    one_of(
+        split=(split, SPLITS),
+        camera=(camera, ("color", "depth")),
+        labels=(labels, ("original", "corrected")),
+        axes=(axes, ("auto", *AXES)),
+    )
     folders = [f"{base}{name}" for base in ("data/", "", "dexter+object/data/") for name in SEQUENCES]
     return DexterObject(find_folder(root, folders, what="Dexter+Object", page=PAGE).parent, camera, labels, axes)
 
 
-class DexterObject:
+class DexterObject(FingertipFrames):
     """A sequence of :class:`~shared.datasets.base.Frame`; pictures are decoded when a frame is asked for."""
 
-    skeleton = "fingertips"
+    sequences, suffixes, page = SEQUENCES, (".bmp", ".png", ".jpg"), PAGE
 
     def __init__(self, root: Path, camera: str, labels: str, axes: str) -> None:
-        self.root, self.camera = root, camera
-        self.missing_sequences = [name for name in SEQUENCES if not (root / name).is_dir()]
-        self.unlabelled = 0
-        self._frames: list[tuple[str, str]] = []  # sequence, file name
-        tips, keypoints = [], []
-        for name in SEQUENCES:
-            if name in self.missing_sequences:
-                continue
-            annotations = root / name / "annotations"
-            file = f"{'my_' if labels == 'corrected' else ''}{name}3D.txt"
-            path = require_file(annotations / file, what=f"{labels} 3-D labels of {name}", page=PAGE)
-            tips_mm = read_labels(path, axes="opencv")
-            points = np.full((len(tips_mm), 5, 2), np.nan)
-            if (annotations / f"{name}2D.txt").is_file():
-                points = read_keypoints(annotations / f"{name}2D.txt")
-            if len(points) != len(tips_mm):
-                raise DataError(
-                    f"{len(tips_mm)} lines, but {name}2D.txt has {len(points)}", path=path, remedy="unpack both again"
-                )
-            folder = root / name / camera
-            if not folder.is_dir():
-                raise MissingFileError(f"no {camera} pictures of {name}", path=folder, remedy=f"download: {PAGE}")
-            here = numbered_files(folder, (".bmp", ".png", ".jpg"), len(tips_mm))
-            kept = [(line, file) for line, file in here if not np.isnan(tips_mm[line]).all()]
-            self.unlabelled += len(here) - len(kept)
-            self._frames += [(name, file) for _, file in kept]
-            tips.append(tips_mm[[line for line, _ in kept]])
-            keypoints.append(points[[line for line, _ in kept]])
-        if not self._frames:
-            raise MissingFileError("no picture with a labelled fingertip", path=root, remedy=f"download: {PAGE}")
-        self.keypoints_2d_depth = np.concatenate(keypoints)
-        tips_mm = np.concatenate(tips)
+        def files(name: str, prefix: str) -> tuple[Path, Path]:
+            folder = root / name / "annotations"
+            return folder / f"{prefix}{name}3D.txt", folder / f"{name}2D.txt"
+
+        super().__init__(root, camera, labels, files, partial(read_labels, axes="opencv"), read_keypoints)
+        tips_mm = self.tips_mm
         distances = {name: _distance(tips_mm * (*sign, 1), self.keypoints_2d_depth) for name, sign in AXES.items()}
         # without 2-D labels all distances are NaN and the public readers' reading stands
         self.axes = axes if axes != "auto" else min(distances, key=lambda name: np.nan_to_num(distances[name], nan=0.0))
@@ -184,19 +145,11 @@ class DexterObject:
         tips_mm = tips_mm * (*AXES[self.axes], 1)
         self.joints_mm = depth_to_color(tips_mm) if camera == "color" else tips_mm  # (n, 5, 3), NaN where missing
 
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def names(self) -> list[str]:
-        return [f"{sequence}/{Path(file).stem}" for sequence, file in self._frames]
-
     def __getitem__(self, index: int) -> Frame:
-        sequence, file = self._frames[index]
-        path = self.root / sequence / self.camera / file
-        color = self.camera == "color"
+        path, color = self.path(index), self.camera == "color"
         joints_mm = self.joints_mm[index].copy()
         return Frame(
-            name=f"{sequence}/{path.stem}",
+            name=f"{path.parts[-3]}/{path.stem}",
             image_size=COLOR_SIZE if color else DEPTH_SIZE,
             K=(K_COLOR if color else K_DEPTH).copy(),
             skeleton=self.skeleton,
@@ -209,19 +162,14 @@ class DexterObject:
         )
 
     def summary(self) -> str:
-        missing = f"; missing sequences: {', '.join(self.missing_sequences)}" if self.missing_sequences else ""
-        tips = int((~np.isnan(self.joints_mm[..., 0])).sum())
+        there, skipped = self.counts()
         fit = "no 2-D labels to compare with"
         if np.isfinite(self.axes_distance_px):
             fit = f"median {self.axes_distance_px:.1f} px from the 2-D labels"
-        return (
-            f"Dexter+Object {self.camera}: {len(self)} frames, {tips} fingertips, label axes {self.axes} ({fit}); "
-            f"skipped {self.unlabelled} frames without a label{missing}"
-        )
+        return f"Dexter+Object {there}, label axes {self.axes} ({fit}); {skipped}"
 
 
 def _distance(tips_mm: NDArray[np.float64], points: NDArray[np.float64]) -> float:
     """Median pixel distance of the tips, projected into the depth picture, from the 2-D labels; NaN without any."""
-    projected = tips_mm @ K_DEPTH.T
-    distance = np.linalg.norm(projected[..., :2] / projected[..., 2:] - points, axis=-1)
+    distance = np.linalg.norm(project(tips_mm, K_DEPTH, check_depth=False) - points, axis=-1)
     return float(np.median(distance[np.isfinite(distance)])) if np.isfinite(distance).any() else float("nan")

@@ -44,30 +44,13 @@ import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
 
+from shared.camera import intrinsics
 from shared.datasets.base import Frame
 from shared.datasets.images import read_png16, read_rgb
-from shared.datasets.side_files import Float, checked_array, labelled_frames, require_file
+from shared.datasets.labels import require_file
+from shared.datasets.side_files import Float, checked_array, file_names, labelled_frames
 from shared.errors import DataError, MissingFileError
 from shared.safe_io import load_npz
-
-__all__ = [
-    "SERIALS",
-    "SUBJECTS",
-    "DexYCB",
-    "Intrinsics",
-    "Labels",
-    "SequenceMeta",
-    "has_hand",
-    "open",
-    "pca_to_pose",
-    "read_betas",
-    "read_depth",
-    "read_intrinsics",
-    "read_labels",
-    "read_meta",
-    "read_rgb",
-    "split_indices",
-]
 
 PAGE = "https://dex-ycb.github.io"
 SKELETON = "thumb_first"
@@ -100,9 +83,8 @@ _open = open  # the built-in; this module's own open() is below
 
 
 def split_indices(split: str) -> tuple[list[int], list[int], list[int]]:
-    """(subjects, cameras, sequences) of a split such as ``"s0_train"``: indices into SUBJECTS, SERIALS and each
-    subject's
-    sorted sequences.
+    """(subjects, cameras, sequences) of a split such as ``"s0_train"``: indices into SUBJECTS, SERIALS and the
+    sorted sequences of each subject.
 
     s0: every fifth sequence is held out, of subjects 1 and 2 for val, of the others for test. s1 holds out subjects, s2
     cameras, s3 objects (the toolkit's rule).
@@ -153,7 +135,7 @@ _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _python_tuple)
 
 
 def _read_yaml(path: str | Path) -> dict[Any, Any]:
-    path = require_file(path, PAGE)
+    path = require_file(path, page=PAGE)
     with _open(path, "rb") as file:
         data = file.read((1 << 16) + 1)
     if len(data) > 1 << 16:
@@ -201,7 +183,7 @@ def read_intrinsics(path: str | Path) -> Intrinsics:
         fx, fy, cx, cy = checked_array(numbers, (4,), path=path, field=f"{part}: fx, fy, ppx, ppy")
         if fx <= 0 or fy <= 0:
             raise DataError(f"{part}: expected positive focal lengths, got {fx:g} and {fy:g}", path=path)
-        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+        return intrinsics(fx, fy, cx, cy)
 
     extrinsics = content.get("extrinsics")
     return Intrinsics(
@@ -305,7 +287,7 @@ def read_labels(path: str | Path) -> Labels:
     Raises:
         MissingFileError, DataError: no such file; not an npz, an array missing, of another shape or not finite.
     """
-    path = require_file(path, PAGE)
+    path = require_file(path, page=PAGE)
     arrays = load_npz(path, max_bytes=8 << 20)
 
     def get(field: str, shape: tuple[int, ...]) -> Float:
@@ -414,8 +396,7 @@ def open(
 
 
 class DexYCB:
-    """One split of DexYCB by index, in the toolkit's order; see :func:`open`. Frames are read when they are asked
-    for."""
+    """One split of DexYCB by index, in the toolkit's order; see :func:`open`. Frames are read when asked for."""
 
     skeleton = SKELETON
 
@@ -459,7 +440,7 @@ class DexYCB:
                 self._sequences.append((name, meta))
                 for camera in cameras:
                     folder = root / name / SERIALS[camera]
-                    files = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+                    files = file_names(folder)
                     for frame in range(meta.num_frames):
                         lacking = [_file(kind, frame) for kind in kinds if _file(kind, frame) not in files]
                         if meta.side not in sides:

@@ -29,18 +29,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.camera import intrinsics
 from shared.datasets.base import Frame
+from shared.datasets.fingertips import FingertipFrames, read_tips
 from shared.datasets.images import read_png16, read_rgb
-from shared.datasets.labels import find_folder, numbered_files, read_tips, require_file
-from shared.errors import DataError, MissingFileError
+from shared.datasets.labels import find_folder, one_of
 
 PAGE = "https://handtracker.mpi-inf.mpg.de/projects/OccludedHands/EgoDexter.htm"
 SEQUENCES = ("Desk", "Fruits", "Kitchen", "Rotunda")
 SPLITS = ("test",)
 MISSING_DEPTH = 32001
 IMAGE_SIZE = (640, 480)
-K_COLOR = np.array([[617.173, 0.0, 315.453], [0.0, 617.173, 242.259], [0.0, 0.0, 1.0]])
-K_DEPTH = np.array([[475.62, 0.0, 311.125], [0.0, 475.62, 245.965], [0.0, 0.0, 1.0]])
+K_COLOR = intrinsics(617.173, 617.173, 315.453, 242.259)
+K_DEPTH = intrinsics(475.62, 475.62, 311.125, 245.965)
 T_COLOR_DEPTH = np.array(  # as published, four decimals
     [[1.0, 0.00090442, -0.0074, 20.2365], [-0.00071933, 0.9997, 0.0248, 1.2846], [0.0075, -0.0248, 0.9997, 5.7360]]
 )
@@ -97,70 +98,30 @@ def open(
         MissingFileError: no sequence folder, a sequence without its label file, or no labelled frame at all.
         DataError: an unknown option, files that cannot be used, numbers of lines and pictures that do not fit.
     """
-    for name, value, allowed in (
-        ("split", split, SPLITS),
-        ("camera", camera, ("color", "depth")),
-        ("labels", labels, ("original", "corrected")),
-    ):
-        if value not in allowed:
-            raise DataError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    one_of(split=(split, SPLITS), camera=(camera, ("color", "depth")), labels=(labels, ("original", "corrected")))
     folders = [f"{base}{name}" for base in ("data/", "", "EgoDexter/data/") for name in SEQUENCES]
     return EgoDexter(find_folder(root, folders, what="EgoDexter", page=PAGE).parent, camera, labels)
 
 
-class EgoDexter:
+class EgoDexter(FingertipFrames):
     """A sequence of :class:`~shared.datasets.base.Frame`; pictures are decoded when a frame is asked for."""
 
-    skeleton = "fingertips"
+    sequences, suffixes, page = SEQUENCES, (".png",), PAGE
 
     def __init__(self, root: Path, camera: str, labels: str) -> None:
-        self.root, self.camera = root, camera
-        self.missing_sequences = [name for name in SEQUENCES if not (root / name).is_dir()]
-        self.unlabelled = 0
-        self._frames: list[tuple[str, str]] = []  # sequence, file name
-        tips, keypoints = [], []
-        for name in SEQUENCES:
-            if name in self.missing_sequences:
-                continue
-            file = f"{'my_' if labels == 'corrected' else ''}annotation.txt_3D.txt"
-            path = require_file(root / name / file, what=f"{labels} 3-D labels of {name}", page=PAGE)
-            tips_mm = read_labels(path)
-            points = np.full((len(tips_mm), 5, 2), np.nan)
-            if (root / name / "annotation.txt").is_file():
-                points = read_keypoints(root / name / "annotation.txt")
-            if len(points) != len(tips_mm):
-                raise DataError(
-                    f"{len(tips_mm)} lines, but annotation.txt has {len(points)}", path=path, remedy="unpack both again"
-                )
-            folder = root / name / camera
-            if not folder.is_dir():
-                raise MissingFileError(f"no {camera} pictures of {name}", path=folder, remedy=f"download: {PAGE}")
-            here = numbered_files(folder, (".png",), len(tips_mm))
-            kept = [(line, file) for line, file in here if not np.isnan(tips_mm[line]).all()]
-            self.unlabelled += len(here) - len(kept)
-            self._frames += [(name, file) for _, file in kept]
-            tips.append(tips_mm[[line for line, _ in kept]])
-            keypoints.append(points[[line for line, _ in kept]])
-        if not self._frames:
-            raise MissingFileError("no picture with a labelled fingertip", path=root, remedy=f"download: {PAGE}")
-        self.keypoints_2d_depth = np.concatenate(keypoints)
-        tips_mm = np.concatenate(tips)
-        self.joints_mm = depth_to_color(tips_mm) if camera == "color" else tips_mm  # (n, 5, 3), NaN where missing
+        def files(name: str, prefix: str) -> tuple[Path, Path]:
+            return root / name / f"{prefix}annotation.txt_3D.txt", root / name / "annotation.txt"
 
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def names(self) -> list[str]:
-        return [f"{sequence}/{Path(file).stem}" for sequence, file in self._frames]
+        super().__init__(root, camera, labels, files, read_labels, read_keypoints)
+        # (n, 5, 3), NaN where missing
+        self.joints_mm = depth_to_color(self.tips_mm) if camera == "color" else self.tips_mm
 
     def __getitem__(self, index: int) -> Frame:
-        sequence, file = self._frames[index]
-        path = self.root / sequence / self.camera / file
-        color = self.camera == "color"
-        warped = path.parents[1] / "color_on_depth" / file.replace("_depth", "_color_on_depth")
+        path, color = self.path(index), self.camera == "color"
+        warped = path.parents[1] / "color_on_depth" / path.name.replace("_depth", "_color_on_depth")
         joints_mm = self.joints_mm[index].copy()
         return Frame(
-            name=f"{sequence}/{path.stem}",
+            name=f"{path.parts[-3]}/{path.stem}",
             image_size=IMAGE_SIZE,
             K=(K_COLOR if color else K_DEPTH).copy(),
             skeleton=self.skeleton,
@@ -173,9 +134,4 @@ class EgoDexter:
         )
 
     def summary(self) -> str:
-        missing = f"; missing sequences: {', '.join(self.missing_sequences)}" if self.missing_sequences else ""
-        tips = int((~np.isnan(self.joints_mm[..., 0])).sum())
-        return (
-            f"EgoDexter {self.camera}: {len(self)} frames, {tips} fingertips; skipped {self.unlabelled} frames "
-            f"without a label{missing}"
-        )
+        return f"EgoDexter {'; '.join(self.counts())}"

@@ -25,7 +25,6 @@ Not seen on real files: all JSONs but K.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,21 +35,8 @@ from numpy.typing import NDArray
 
 from shared.datasets.base import Frame
 from shared.datasets.images import read_rgb
-from shared.datasets.side_files import Float, read_json_array
+from shared.datasets.side_files import Float, file_names, read_json_array
 from shared.errors import DataError, MissingFileError
-
-__all__ = [
-    "FreiHAND",
-    "Mano",
-    "open",
-    "read_intrinsics",
-    "read_mano",
-    "read_mask",
-    "read_rgb",
-    "read_scale",
-    "read_verts",
-    "read_xyz",
-]
 
 PAGE = "https://lmb.informatik.uni-freiburg.de/projects/freihand/"
 SKELETON = "thumb_first"
@@ -103,9 +89,8 @@ def read_scale(path: str | Path) -> Float:
 
 @dataclass(frozen=True, slots=True)
 class Mano:
-    """MANO parameters of all samples: ``pose`` (N, 48) axis-angle without the mean, ``betas`` (N, 10), ``uv_root`` (N,
-    2)
-    pixels and ``scale`` (N,) as stored."""
+    """MANO parameters of all samples: ``pose`` (N, 48) axis-angle without the mean, ``betas`` (N, 10), ``uv_root``
+    (N, 2) pixels and ``scale`` (N,) as stored."""
 
     pose: Float
     betas: Float
@@ -212,8 +197,8 @@ class FreiHAND:
         self._mano: Mano | None = optional("mano", read_mano)
         self._scale = optional("scale", read_scale)
         self._verts = optional("verts", read_verts, required=True) if verts else None
-        pictures = _names(root / split / "rgb")
-        masks = _names(root / split / "mask")
+        pictures = file_names(root / split / "rgb")
+        masks = file_names(root / split / "mask")
         absent, self._rows = [], []
         for version in versions:
             for sample in range(count):
@@ -284,7 +269,3 @@ class FreiHAND:
             extra["mask"] = read_mask(folder / "mask" / f"{extra['sample']:08d}.jpg", expected_size=IMAGE_SIZE)
         rgb = read_rgb(folder / "rgb" / f"{frame.name}.jpg", expected_size=IMAGE_SIZE) if self.rgb else None
         return replace(frame, rgb=rgb, extra=extra)
-
-
-def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()

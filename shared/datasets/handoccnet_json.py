@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shared.camera import intrinsics
 from shared.datasets.base import Frame
 from shared.datasets.images import read_rgb
 from shared.datasets.side_files import Float, checked_array, iter_json_records
@@ -63,9 +64,8 @@ class Annotations:
         return len(self.file_names)
 
     def get(self, index: int, field: str) -> Float | None:
-        """One annotation's ``joints`` (63,) m, ``joints_img`` (42,) px, ``root`` (3,) m, ``focal`` (2,), ``princpt``
-        (2,),
-        ``pose`` (48,), ``shape`` (10,) or ``bbox`` (4,) px; None where the file does not have it."""
+        """One annotation's ``joints`` (63,) m, ``joints_img`` (42,) px, ``root`` (3,) m, ``focal`` (2,) px, ``princpt``
+        (2,) px, ``pose`` (48,), ``shape`` (10,) or ``bbox`` (4,) px; None where the file does not have it."""
         row = self.values[index, _START[field] : _START[field] + _FIELDS[field]]
         return None if np.isnan(row[0]) else row
 
@@ -74,9 +74,8 @@ def read_annotations(path: str | Path) -> Annotations:
     """Reads one annotation file record by record (DexYCB's has more than a gigabyte of text and takes a minute).
 
     Raises:
-        MissingFileError, DataError: no such file; not such a JSON file, a field missing or of another shape, an
-        annotation
-            whose image is not listed.
+        MissingFileError, DataError: no such file; not such a JSON file, a field missing or of another shape,
+            an annotation whose image is not listed.
     """
     path = Path(path)
     images: dict[int, tuple[str, int, int]] = {}
@@ -247,7 +246,7 @@ class HandOccNetFrames:
         return Frame(
             name=_stem(self.annotations.file_names[row]),
             image_size=(width, height),
-            K=np.array([[focal[0], 0, centre[0]], [0, focal[1], centre[1]], [0, 0, 1]]),
+            K=intrinsics(*focal, *centre),
             skeleton=SKELETON,
             joints_mm=joints_mm,
             keypoints_2d=None if pixels is None else pixels.reshape(21, 2),
@@ -271,8 +270,7 @@ def _stem(name: str) -> str:
 
 
 def annotation_of(frame: Frame, hands_mean: ArrayLike) -> dict[str, Any]:
-    """The annotation record of a frame of HO-3D or DexYCB, without ids (section 4.4 of our notes on HandOccNet's
-    scripts).
+    """The annotation record of a frame of HO-3D or DexYCB, without ids (as HandOccNet's annotation scripts make it).
 
     HO-3D's poses are for a flat mean hand and HandOccNet's layer adds the mean, so it is subtracted; DexYCB's PCA poses
     already are without it.

@@ -27,7 +27,6 @@ Not seen on real files, only described by the official scripts: training metas a
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,27 +35,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shared.camera import opengl_to_opencv
+from shared.camera import opengl_to_opencv, rotvec_to_rotmat
 from shared.datasets.base import Frame
 from shared.datasets.images import read_rgb
-from shared.datasets.side_files import Float, checked_array, labelled_frames, read_json_array, require_file
+from shared.datasets.labels import require_file
+from shared.datasets.side_files import Float, checked_array, file_names, labelled_frames, read_json_array
 from shared.errors import DataError, MissingFileError
 from shared.safe_io import load_restricted_pickle
-
-__all__ = [
-    "DEPTH_SCALE_MM",
-    "HO3D",
-    "Meta",
-    "mano_to_opencv",
-    "open",
-    "pose_to_opencv",
-    "read_depth",
-    "read_evaluation_verts",
-    "read_evaluation_xyz",
-    "read_list",
-    "read_meta",
-    "read_rgb",
-]
 
 PAGE = "https://github.com/shreyashampali/ho3d"
 SKELETON = "mano"
@@ -70,13 +55,12 @@ _open = open  # the built-in; this module's own open() is below
 
 
 def read_list(path: str | Path) -> list[str]:
-    """The frame names ``SEQ/FID`` of ``train.txt`` or ``evaluation.txt`` in the file's order; empty lines are passed
-    over.
+    """The frame names ``SEQ/FID`` of ``train.txt`` or ``evaluation.txt`` in its order, without empty lines.
 
     Raises:
         MissingFileError, DataError: no such file; a line of another form, a name that comes twice, no name at all.
     """
-    path = require_file(path, PAGE)
+    path = require_file(path, page=PAGE)
     names: dict[str, int] = {}
     with _open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
@@ -144,7 +128,7 @@ def read_meta(path: str | Path) -> Meta:
     Raises:
         MissingFileError, DataError: no such file; hostile or damaged pickle, a field of another shape or not finite.
     """
-    path = require_file(path, PAGE)
+    path = require_file(path, page=PAGE)
     raw = load_restricted_pickle(path, max_bytes=4 << 20)
     if not isinstance(raw, dict) or "handJoints3D" not in raw or "camMat" not in raw:
         raise DataError(
@@ -169,7 +153,7 @@ def read_meta(path: str | Path) -> Meta:
     T_cam_object = None
     if rotation is not None and translation is not None:
         T_cam_object = np.eye(4)
-        T_cam_object[:3, :3] = np.diag([1.0, -1, -1]) @ _rotation_matrix(rotation)
+        T_cam_object[:3, :3] = np.diag([1.0, -1, -1]) @ rotvec_to_rotmat(rotation)
         T_cam_object[:3, 3] = opengl_to_opencv(translation * 1000)
     name = raw.get("objName")
     return Meta(
@@ -213,8 +197,7 @@ def read_evaluation_verts(path: str | Path) -> NDArray[np.float32]:
 
 
 def pose_to_opencv(hand_pose: ArrayLike) -> Float:
-    """MANO pose (..., 48) of an OpenGL camera as the pose for an OpenCV one: global rotation pre-multiplied by diag(1,
-    -1, -1).
+    """MANO pose (..., 48) of an OpenGL camera for an OpenCV one: diag(1, -1, -1) times its global rotation.
 
     That matrix is a half turn about x, so its unit quaternion is i and the product with (w, x, y, z) is (-x, w, -z,
     y). The angle of the result is in [0, pi].
@@ -233,8 +216,7 @@ def pose_to_opencv(hand_pose: ArrayLike) -> Float:
 
 
 def mano_to_opencv(hand_pose: ArrayLike, hand_trans_mm: ArrayLike, rest_root_mm: ArrayLike) -> tuple[Float, Float]:
-    """HO-3D's ``handPose`` and ``handTrans`` (in mm) as (pose (..., 48), transl_mm (..., 3)) for a layer in OpenCV
-    axes.
+    """HO-3D's ``handPose`` and ``handTrans`` (in mm) as OpenCV's (pose (..., 48), transl_mm (..., 3)) of a layer.
 
     A MANO layer turns the hand about its wrist at rest J0(betas) and not about the origin: x = R (v - J0) + J0 + t.
     With F = diag(1, -1, -1), F x = (F R)(v - J0) + J0 + t' for t' = F (J0 + t) - J0.
@@ -247,16 +229,6 @@ def mano_to_opencv(hand_pose: ArrayLike, hand_trans_mm: ArrayLike, rest_root_mm:
     """
     rest = np.asarray(rest_root_mm, np.float64)
     return pose_to_opencv(hand_pose), opengl_to_opencv(rest + np.asarray(hand_trans_mm, np.float64)) - rest
-
-
-def _rotation_matrix(rotvec: Float) -> Float:
-    angle = float(np.linalg.norm(rotvec))
-    if angle < 1e-12:
-        return np.eye(3)
-    x, y, z = rotvec / angle
-    k = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    rotation: Float = np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
-    return rotation
 
 
 # ------------------------------------------------------------------------------------------------ the data set
@@ -333,7 +305,7 @@ class HO3D:
         if depth:
             kinds["depth"] = ".png"
         sequences = {name.split("/")[0] for name in listed}
-        on_disk = {(s, kind): _names(folder / s / kind) for s in sequences for kind in kinds}
+        on_disk = {(s, kind): file_names(folder / s / kind) for s in sequences for kind in kinds}
         absent = []
         present = []
         for position, name in enumerate(listed):
@@ -434,10 +406,6 @@ class HO3D:
 
     def _is_labelled(self, name: str) -> bool:
         return read_meta(self.path(name, "meta")).labelled
-
-
-def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
 def _guess_version(folder: Path, listed: list[str]) -> Literal["v2", "v3"]:

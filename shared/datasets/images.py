@@ -56,8 +56,9 @@ def read_rgb(
     expected_size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
     any_mode: bool = True,
+    formats: tuple[str, ...] = ("PNG", "JPEG"),
 ) -> NDArray[np.uint8]:
-    """A colour picture, (H, W, 3) uint8 in the order red, green, blue; from PNG or JPEG.
+    """A colour picture, (H, W, 3) uint8 in the order red, green, blue.
 
     Alpha is dropped without blending, so colours that encode numbers (NYU, HO-3D depth) come out as stored. A rotation
     noted in EXIF is ignored: labels are in the stored pixels.
@@ -67,12 +68,13 @@ def read_rgb(
         expected_size: (width, height) the picture must have; None accepts any size up to ``max_pixels``.
         max_pixels: pictures whose header claims more are refused undecoded.
         any_mode: convert grey, palette and CMYK pictures; False refuses all but 8-bit RGB and RGBA.
+        formats: Pillow's names of the formats that are read.
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: not a PNG or JPEG, the wrong size or mode, truncated or damaged.
+        DataError: none of these formats, the wrong size or mode, truncated or damaged.
     """
-    with _opened(path, ("PNG", "JPEG"), expected_size, max_pixels) as image:
+    with _opened(path, formats, expected_size, max_pixels) as image:
         if image.mode not in ("RGB", "RGBA") and not any_mode:
             raise DataError(f"expected an RGB picture of 8 bits, the picture's mode is {image.mode}", path=path)
         values = _decode(image, path, convert=image.mode not in ("RGB", "RGBA"))

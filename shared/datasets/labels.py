@@ -1,15 +1,12 @@
-"""Label files of the RGB keypoint sets: small, plain and not trusted.
+"""Small label files that are not trusted, and the folder and options a user meant.
 
-What several readers need and none should import from another: bounded JSON, the ``x, y, z;`` lines of the two Dexter
-sets, the folder a user meant by ``root``, and which picture belongs to which line. Everything wrong with a file is a
-:class:`~shared.errors.DataError` that names it.
+What several readers need and none should import from another: whole files of bounded size, JSON with 2-D key points,
+the folder meant by ``root``, options with a few values. Everything wrong is a :class:`~shared.errors.DataError`.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,23 +29,36 @@ def find_folder(root: str | Path, candidates: Sequence[str], *, what: str, page:
     raise MissingFileError(f"no folder of {what} here; looked for {looked}", path=root, remedy=f"download: {page}")
 
 
-def require_file(path: Path, *, what: str, page: str) -> Path:
+def require_file(path: str | Path, *, page: str, what: str = "") -> Path:
     """``path`` if it is a file; otherwise the error that names it and the page it comes from."""
+    path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"missing: {what}", path=path, remedy=f"download: {page}")
+        raise MissingFileError(f"missing: {what}" if what else "no such file", path=path, remedy=f"download: {page}")
     return path
 
 
-def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
-    """A text file of at most ``max_bytes`` bytes of UTF-8 (or ASCII)."""
+def one_of(**options: tuple[object, Sequence[str]]) -> None:
+    """Refuses the first option, given as ``name=(value, allowed)``, whose value is not allowed."""
+    for name, (value, allowed) in options.items():
+        if value not in allowed:
+            raise DataError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def read_label_bytes(path: str | Path, max_bytes: int) -> bytes:
+    """The bytes of a label file of at most ``max_bytes``; a larger one is refused unread."""
     path = Path(path)
     if not path.is_file():
         raise MissingFileError("no such label file", path=path)
     size = path.stat().st_size
     if size > max_bytes:
         raise DataError(f"{size} bytes, expected a label file of at most {max_bytes}", path=path)
+    return path.read_bytes()
+
+
+def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """A text file of at most ``max_bytes`` bytes of UTF-8 (or ASCII)."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_label_bytes(path, max_bytes).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"not a text file ({error})", path=path, remedy="unpack it again") from None
 
@@ -83,58 +93,6 @@ def to_keypoints(
     if not np.isfinite(points).all():
         raise DataError(f"{what}: a coordinate is not finite", path=path)
     return np.where(valid[..., None], points[..., :2], np.nan), valid
-
-
-def read_tips(path: str | Path, columns: int) -> NDArray[np.float64]:
-    """Five fingertips a line, ``x, y[, z]; x, y[, z]; ...``: (lines, 5, columns) float64, NaN for a blank field.
-
-    Fields after the fifth (the object's corners in Dexter+Object) and empty lines at the end are ignored.
-
-    Raises:
-        DataError: a line with fewer than five fields, another number of coordinates, or a number that is none.
-    """
-    lines = read_text(path).rstrip().splitlines()
-    rows = np.full((len(lines), 5, columns), np.nan)
-    for i, line in enumerate(lines):
-        fields = line.split(";", 5)
-        # the last of exactly five fields may be followed by nothing or by ";": both give five here
-        if len(fields) < 5:
-            raise DataError(f"line {i + 1}: expected 5 fingertips separated by ';', got {len(fields)}", path=path)
-        for j, entry in enumerate(fields[:5]):
-            if not entry.replace(",", "").strip():
-                continue  # blank: no label
-            try:
-                numbers = [float(part) for part in entry.split(",")]
-            except ValueError:
-                numbers = []
-            if len(numbers) != columns or not all(map(math.isfinite, numbers)):
-                raise DataError(
-                    f"line {i + 1}, fingertip {j + 1}: expected {columns} numbers, got {entry[:60]!r}", path=path
-                )
-            rows[i, j] = numbers
-    return rows
-
-
-def numbered_files(folder: Path, suffixes: Sequence[str], lines: int) -> list[tuple[int, str]]:
-    """(line, file name) of every picture in ``folder``, sorted by line (from 0).
-
-    The number in the file's name is the line. Where the numbers do not run from 0 the sorted position is, provided
-    that there are as many pictures as lines.
-
-    Raises:
-        DataError: neither rule fits; the message has both counts.
-    """
-    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in suffixes)
-    numbers = [int(match.group()) if (match := re.search(r"\d{1,9}", name)) else -1 for name in names]
-    if len(set(numbers)) == len(numbers) and all(0 <= number < lines for number in numbers):
-        return sorted(zip(numbers, names, strict=True))
-    if len(names) == lines:
-        return list(enumerate(names))
-    raise DataError(
-        f"{len(names)} pictures numbered {min(numbers)} to {max(numbers)} do not fit {lines} label lines",
-        path=folder,
-        remedy="labels and pictures come from different downloads: unpack both again",
-    )
 
 
 def _brief(value: Any) -> str:

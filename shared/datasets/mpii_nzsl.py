@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from shared.datasets.base import Frame
 from shared.datasets.images import read_rgb
-from shared.datasets.labels import find_folder, read_json, to_keypoints
+from shared.datasets.labels import find_folder, one_of, read_json, to_keypoints
 from shared.errors import DataError, MissingFileError
 
 PAGE = "http://domedb.perception.cs.cmu.edu/handdb.html"
@@ -75,8 +75,7 @@ def open(root: str | Path, split: Literal["train", "test"] = "train") -> MpiiNzs
         MissingFileError: no ``manual_<split>`` folder, or not a single pair in it.
         DataError: another split.
     """
-    if split not in SPLITS:
-        raise DataError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    one_of(split=(split, SPLITS))
     folder = f"manual_{split}"
     return MpiiNzsl(find_folder(root, [f"hand_labels/{folder}", folder], what="MPII+NZSL", page=PAGE))
 

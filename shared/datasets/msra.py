@@ -5,12 +5,11 @@ Public functions:
 - :func:`open` -> :class:`MsraDataset`: one split as a lazy, picklable sequence of :class:`shared.datasets.base.Frame`.
 - :func:`read_depth`: one ``NNNNNN_depth.bin`` -> crop, box, image size.
 - :func:`read_labels` / :func:`read_joints_mm`: one ``joint.txt`` in the file's own world / in OpenCV axes.
-- :func:`read_centers` / :func:`write_centers`: V2V-PoseNet's centre files.
 - :func:`detect_release`: which of the two releases a table of frame counts belongs to.
 
 Layout on disk: ``P{0..8}/{1..9,I,IP,L,MP,RP,T,TIP,Y}/NNNNNN_depth.bin`` (six digits, from 0) with a ``joint.txt``.
-Three worlds meet here: the labels are y up with *negative* z, the centre files y up with positive z, and everything
-handed out is in OpenCV axes (x right, y down, z forward), millimetres.
+Three worlds meet here: the labels are y up with *negative* z, the centre files (:mod:`shared.datasets.centers`) y up
+with positive z, and everything handed out is in OpenCV axes (x right, y down, z forward), millimetres.
 
 Sources: the data set's readme (layout, box, intrinsics); V2V-PoseNet's published centre files (order, second release);
 the test list of the public hand pose evaluation (first release); deep-prior-pp (frames without a hand). No real
@@ -19,28 +18,25 @@ the test list of the public hand pose evaluation (first release); deep-prior-pp 
 
 from __future__ import annotations
 
-import gzip
 import os
 import stat
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from shared import camera
 from shared.datasets.base import Frame
+from shared.datasets.centers import read_centers
 from shared.errors import DataError, MissingFileError
-from shared.safe_io import atomic_write_text
 
 GESTURES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "I", "IP", "L", "MP", "RP", "T", "TIP", "Y")
 SUBJECTS = tuple(range(9))
 IMAGE_SIZE = (320, 240)  # width, height
-FOCAL, U0, V0 = 241.42, 160.0, 120.0
-CUBE_MM = 200.0
-K = np.array([[FOCAL, 0, U0], [0, FOCAL, V0], [0, 0, 1]])
+K = camera.intrinsics(241.42, 241.42, 160, 120)
 DOWNLOAD = "the data set is linked from https://jimmysuen.github.io (cvpr15_MSRAHandGestureDB)"
 
 Release = Literal["first", "second", "subset"]
@@ -71,10 +67,7 @@ HANDLESS = frozenset(
 _MAX_BIN_BYTES = 24 + 4 * IMAGE_SIZE[0] * IMAGE_SIZE[1]
 _MAX_DEPTH_MM = 1e5  # a hand camera sees a few metres: more means another unit or other bytes
 _MAX_LABEL_BYTES = 4 << 20  # 500 lines of 63 numbers are about 0.3 MB
-_MAX_CENTER_BYTES = 16 << 20  # 76,391 lines of three numbers are about 4 MB
 _MAX_CENTER_MEDIAN_MM = 75.0  # between a centre and the mean of its joints: published ones are near 10 mm
-_FLIP_Y = np.array([1.0, -1.0, 1.0])
-_FLIP_YZ = np.array([1.0, -1.0, -1.0])
 
 
 def read_depth(path: str | Path) -> tuple[NDArray[np.float32], tuple[int, int, int, int], tuple[int, int]]:
@@ -158,48 +151,7 @@ def read_labels(path: str | Path) -> NDArray[np.float64]:
 
 def read_joints_mm(path: str | Path) -> NDArray[np.float64]:
     """:func:`read_labels` turned into OpenCV axes (x right, y down, z forward): (n, 21, 3) mm."""
-    joints_mm: NDArray[np.float64] = read_labels(path) * _FLIP_YZ
-    return joints_mm
-
-
-def read_centers(path: str | Path, *, opencv: bool = False) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A centre file of V2V-PoseNet (``.txt`` or ``.txt.gz``): one line ``x y z`` or ``invalid`` a frame.
-
-    Returns:
-        xyz: (n, 3) mm, NaN in invalid rows. The file's world is x right, y *up*, z forward (positive, unlike the
-            labels); with ``opencv`` y is turned down.
-        valid: (n,) bool.
-
-    Raises:
-        DataError: a line is neither three finite numbers nor ``invalid``; a damaged or oversized file.
-    """
-    lines = _text_lines(path, _MAX_CENTER_BYTES)
-    valid = np.array([line.split(None, 1)[:1] != [b"invalid"] for line in lines], dtype=bool)
-    rows = [line if good else b"0 0 0" for line, good in zip(lines, valid, strict=True)]
-    xyz = _numbers(path, rows, 3, first_line=1)
-    xyz[~valid] = np.nan
-    return (xyz * _FLIP_Y if opencv else xyz), valid
-
-
-def write_centers(
-    path: str | Path, xyz: ArrayLike, valid: NDArray[np.bool_] | None = None, *, opencv: bool = False
-) -> None:
-    """Writes a centre file as the author's programs do (14 significant digits, ``invalid`` where ``valid`` is false).
-
-    ``xyz``: (n, 3) mm in the file's world (y up, z positive), or in OpenCV axes with ``opencv``. Rows that are not
-    finite count as invalid.
-    """
-    points = np.asarray(xyz, np.float64)
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise DataError(f"centres must have shape (n, 3), got {points.shape}", path=path)
-    points = points * _FLIP_Y if opencv else points
-    good = np.asarray(np.isfinite(points).all(1))
-    if valid is not None:
-        if np.shape(valid) != (len(points),):
-            raise DataError(f"valid must have shape ({len(points)},), got {np.shape(valid)}", path=path)
-        good &= valid
-    lines = ["{:.14g} {:.14g} {:.14g}\n".format(*p) if ok else "invalid\n" for p, ok in zip(points, good, strict=True)]
-    atomic_write_text(path, "".join(lines))
+    return camera.opengl_to_opencv(read_labels(path))
 
 
 def detect_release(counts: Mapping[int, Mapping[str, int]]) -> Release:
@@ -455,7 +407,7 @@ def _matched_centers(
     parts = [owner == s for s in people] if len(files) == len(people) > 1 else [np.ones(len(owner), bool)]
     centers, valid = np.empty((len(owner), 3)), np.empty(len(owner), bool)
     for file, part in zip(files, parts, strict=True):
-        xyz, good = read_centers(file, opencv=True)
+        xyz, good = read_centers(file, y_up=True)
         if len(xyz) != part.sum():
             there = np.unique(owner[part])
             other = [name for name, sums in RELEASES.items() if sum(sums[s] for s in there) == len(xyz)]
@@ -480,7 +432,7 @@ def _check_near(file: Path, centers: NDArray[np.float64], truth: NDArray[np.floa
     if not len(centers):
         return
     apart = float(np.median(np.linalg.norm(centers - truth, axis=1)))
-    flipped = float(np.median(np.linalg.norm(centers * _FLIP_Y - truth, axis=1)))
+    flipped = float(np.median(np.linalg.norm(camera.flip_y(centers) - truth, axis=1)))
     if apart > 20 and flipped < apart / 2:
         raise DataError(
             f"the centres lie {apart:.0f} mm (median) from the middle of their joints, {flipped:.0f} mm with y turned",
@@ -507,20 +459,13 @@ def _file_size(path: str | Path) -> int:
 
 
 def _text_lines(path: str | Path, limit: int) -> list[bytes]:
-    """The lines of a small text file (gzip by suffix), without the blank ones at its end."""
+    """The lines of a small text file, without the blank ones at its end."""
     size = _file_size(path)
     if size > limit:
         raise DataError(
             f"{size} bytes, expected at most {limit}", path=path, remedy="check that this is the right file"
         )
-    try:
-        with gzip.open(path) if str(path).endswith(".gz") else Path(path).open("rb") as file:
-            data = file.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot be read ({error})", path=path, remedy="fetch the file again") from error
-    if len(data) > limit:
-        raise DataError(f"unpacks to more than {limit} bytes", path=path, remedy="check that this is the right file")
-    return data.rstrip().splitlines()
+    return Path(path).read_bytes().rstrip().splitlines()
 
 
 def _label_count(path: Path | str, lines: list[bytes]) -> int:

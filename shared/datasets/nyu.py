@@ -29,10 +29,8 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +44,7 @@ from shared.datasets.base import Frame
 from shared.datasets.centers import centers_for
 from shared.datasets.images import read_rgb
 from shared.datasets.labels import find_folder, require_file
+from shared.datasets.matlab import read_array
 from shared.datasets.rows import Selection, skipped_text
 from shared.errors import DataError, MissingFileError, exit_on_error
 from shared.safe_io import atomic_path, atomic_write_text
@@ -62,7 +61,7 @@ STORE_VERSION = 1
 Split = Literal["train", "test"]
 Joints = Literal["nyu14", "nyu36"]
 _MAX_FRAMES = 100_000
-_MAX_RATIO = 32  # of compression; coordinates compress by 2 or 3, a bomb by 1000
+_MAX_MAT_BYTES = 2 * _MAX_FRAMES * 3 * 36 * 3 * 8 + 2**20  # both variables and the joints' names, uncompressed
 _MAX_DISAGREEMENT_PX = 2.0
 
 
@@ -97,32 +96,18 @@ def read_labels(path: str | Path) -> Labels:
         DataError: not a MATLAB 5 file, a variable is missing or has another shape, a value is not finite, or
             ``joint_uvd`` is not the projection of ``joint_xyz`` (median distance above 2 pixels in some camera).
     """
-    from scipy.io import loadmat
-
     path = Path(path)
-    if not path.is_file():
-        raise MissingFileError("no such label file", path=path, remedy=f"download: {PAGE}")
-    shapes = {name: shape for name, shape in _mat_variables(path) if name in ("joint_xyz", "joint_uvd")}
-    for name in ("joint_xyz", "joint_uvd"):
-        if name not in shapes:
-            raise DataError(f"no variable {name}; it has {sorted(shapes) or 'neither of the two'}", path=path)
-    shape = shapes["joint_xyz"]
+    xyz, uvd = (read_array(path, name, max_bytes=_MAX_MAT_BYTES) for name in ("joint_xyz", "joint_uvd"))
+    shape = xyz.shape
     right = len(shape) == 4 and (shape[0], *shape[2:]) == (3, 36, 3) and 0 < shape[1] <= _MAX_FRAMES
-    if not right or shapes["joint_uvd"] != shape:
+    if not right or uvd.shape != shape:
         raise DataError(
-            f"expected joint_xyz and joint_uvd of shape (3, frames, 36, 3), got {shape} and {shapes['joint_uvd']}",
-            path=path,
+            f"expected joint_xyz and joint_uvd of shape (3, frames, 36, 3), got {shape} and {uvd.shape}", path=path
         )
-    arrays = []
-    for name in ("joint_xyz", "joint_uvd"):
-        try:
-            array = np.ascontiguousarray(loadmat(path, variable_names=[name])[name], np.float64)
-        except Exception as error:  # a parser fed with arbitrary bytes raises arbitrary exceptions
-            raise DataError(f"{name} cannot be read ({error})", path=path, remedy="unpack the file again") from None
-        if array.shape != shape or not np.isfinite(array).all():
-            raise DataError(f"{name}: expected finite numbers of shape {shape}, got {array.shape}", path=path)
-        arrays.append(array)
-    xyz, uvd = arrays
+    xyz, uvd = np.ascontiguousarray(xyz), np.ascontiguousarray(uvd)
+    for name, array in (("joint_xyz", xyz), ("joint_uvd", uvd)):
+        if not np.isfinite(array).all():
+            raise DataError(f"{name}: expected finite numbers", path=path)
     xyz[..., 1] *= -1
     _check_projection(path, xyz, uvd)
     return Labels(xyz, uvd)
@@ -133,8 +118,7 @@ def _check_projection(path: Path, xyz: NDArray[np.float64], uvd: NDArray[np.floa
     step = max(1, xyz.shape[1] // 2000)
     for view in range(3):
         points, pixels = xyz[view, ::step], uvd[view, ::step]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            uv = points[..., :2] / points[..., 2:] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
+        uv = camera.project(points, K, check_depth=False)
         distance = float(np.median(np.linalg.norm(uv - pixels[..., :2], axis=-1)))
         if not distance <= _MAX_DISAGREEMENT_PX:
             raise DataError(
@@ -143,68 +127,6 @@ def _check_projection(path: Path, xyz: NDArray[np.float64], uvd: NDArray[np.floa
                 path=path,
                 remedy="is this the official file (y up, mm, one frame of reference per camera)?",
             )
-
-
-def _mat_variables(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every numeric array of a MATLAB 5 file, from headers alone.
-
-    scipy inflates what a compressed element holds without a limit, so before it is called every numeric array is
-    required to hold exactly as many bytes as its shape and type say, and not more than labels can have.
-    """
-    limit = 3 * _MAX_FRAMES * 36 * 3 * 8
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(128)
-        if len(head) < 128 or head[126:128] not in (b"IM", b"MI"):
-            remedy = "a file saved with -v7.3 is HDF5: save it again with -v7" if b"HDF5" in head else None
-            raise DataError("not a MATLAB 5 file", path=path, remedy=remedy)
-        endian = "<" if head[126:128] == b"IM" else ">"
-        while file.tell() + 8 <= size:
-            kind, length = struct.unpack(endian + "II", file.read(8))
-            start = file.tell()
-            if start + length > size:
-                raise DataError("truncated MATLAB file", path=path, remedy="unpack the file again")
-            content = file.read(min(length, 65536))
-            try:
-                if kind == 15:  # compressed: inflate the header only
-                    content = zlib.decompressobj().decompress(content, 512)
-                    kind = struct.unpack(endian + "I", content[:4])[0]
-                    content = content[8:]
-                if kind == 14 and (found := _array_header(content, endian)) is not None:
-                    name, shape, bytes_claimed, item = found
-                    claimed = int(np.prod(shape, dtype=object))
-                    too_large = bytes_claimed > min(limit, _MAX_RATIO * length + 65536)
-                    if name.startswith("joint_") and (claimed * item != bytes_claimed or too_large):
-                        raise DataError(
-                            f"{name} claims the shape {shape} and {bytes_claimed} bytes of data, in {length} bytes",
-                            path=path,
-                        )
-                    yield name, shape
-            except (struct.error, zlib.error, KeyError, UnicodeDecodeError) as error:
-                raise DataError(f"damaged MATLAB file ({error})", path=path, remedy="unpack it again") from None
-            file.seek(start + length)
-
-
-def _array_header(content: bytes, endian: str) -> tuple[str, tuple[int, ...], int, int] | None:
-    """Name, shape, bytes of data and bytes per number of a real numeric array; None for cells, text, complex arrays."""
-    flags = struct.unpack(endian + "I", content[8:12])[0]
-    if not 6 <= flags & 0xFF <= 15 or flags & 0x800:
-        return None
-    at, parts = 16, []
-    for _ in range(2):  # the dimensions, then the name; up to four bytes are packed into the tag itself
-        tag, length = struct.unpack(endian + "II", content[at : at + 8])
-        if tag >> 16:
-            parts.append(content[at + 4 : at + 4 + (tag >> 16)])
-            at += 8
-        else:
-            parts.append(content[at + 8 : at + 8 + length])
-            at += 8 + (length + 7) // 8 * 8
-    shape = struct.unpack(f"{endian}{len(parts[0]) // 4}i", parts[0])
-    tag, length = struct.unpack(endian + "II", content[at : at + 8])
-    if tag >> 16:
-        tag, length = tag & 0xFFFF, tag >> 16
-    item = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}[tag]
-    return parts[1].decode("ascii"), shape, length, item
 
 
 def rigid_fit(source: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:

@@ -1,8 +1,6 @@
-"""What the readers of the RGB-D mesh sets have in common: arrays from untrusted files, big JSON files, unlabelled
-frames.
+"""Label files of the RGB-D mesh sets: arrays from untrusted values, big JSON files, frames without a label.
 
-* ``checked_array`` turns whatever a pickle, YAML or JSON file held into a float64 array of a given shape, or says why
-  not.
+* ``checked_array`` makes what a pickle, YAML or JSON file held a float64 array of a given shape, or says why not.
 * ``read_json_array`` reads a nested list of numbers of one shape (``evaluation_verts.json`` is 500 MB of text) in
   pieces, without building Python lists.
 * ``iter_json_records`` walks through a COCO-like annotation file one record at a time.
@@ -15,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -23,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import DataError, MissingFileError
+from shared.datasets.labels import require_file
+from shared.errors import DataError
 from shared.safe_io import atomic_path
 
 Float = NDArray[np.float64]
@@ -88,7 +88,7 @@ def read_json_array(
         MissingFileError: there is no such file; the message ends with ``page``.
         DataError: not such a list (an entry of another shape, text, NaN, cut off).
     """
-    path = require_file(path, page)
+    path = require_file(path, page=page)
     period = _pattern(tail) + b","
     numbers_per_entry = prod(tail)
     parts: list[NDArray[Any]] = []
@@ -173,7 +173,7 @@ def iter_json_records(path: str | Path, *, page: str, max_record: int = 1 << 20)
         MissingFileError: there is no such file; the message ends with ``page``.
         DataError: not JSON of that form, cut off, or a record of more than ``max_record`` characters.
     """
-    path = require_file(path, page)
+    path = require_file(path, page=page)
     decoder = json.JSONDecoder()
     with open(path, encoding="utf-8", errors="replace") as file:
         buffer, at, ended = "", 0, False
@@ -237,16 +237,9 @@ def iter_json_records(path: str | Path, *, page: str, max_record: int = 1 << 20)
         expect("}" if peek() == "}" else '"')
 
 
-def require_file(path: str | Path, page: str) -> Path:
-    """``path`` if it is a file.
-
-    Raises:
-        MissingFileError: it is not; ``page`` says where the data set comes from.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError("no such file", path=path, remedy=f"the data set comes from {page}")
-    return path
+def file_names(folder: Path) -> set[str]:
+    """Names of everything in a folder; none if there is no such folder."""
+    return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
 # ------------------------------------------------------------------------------------------------ unlabelled frames

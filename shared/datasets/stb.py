@@ -30,9 +30,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.camera import intrinsics, rotvec_to_rotmat
 from shared.datasets.base import Frame
 from shared.datasets.images import read_rgb
-from shared.datasets.labels import find_folder
+from shared.datasets.labels import find_folder, one_of
 from shared.datasets.matlab import read_array
 from shared.errors import DataError, MissingFileError
 
@@ -47,32 +48,19 @@ BASELINE_MM = 120.054
 Camera = Literal["BB_left", "BB_right", "SK_color", "SK_depth"]
 
 
-def _intrinsics(fx: float, fy: float, u0: float, v0: float) -> NDArray[np.float64]:
-    return np.array([[fx, 0.0, u0], [0.0, fy, v0], [0.0, 0.0, 1.0]])
-
-
-_K_BB = _intrinsics(822.79041, 822.79041, 318.47345, 250.31296)
+_K_BB = intrinsics(822.79041, 822.79041, 318.47345, 250.31296)
 K = {
     "BB_left": _K_BB,
     "BB_right": _K_BB,
-    "SK_color": _intrinsics(607.92271, 607.88192, 314.78337, 236.42484),
-    "SK_depth": _intrinsics(475.62768, 474.77709, 336.41179, 238.77962),
+    "SK_color": intrinsics(607.92271, 607.88192, 314.78337, 236.42484),
+    "SK_depth": intrinsics(475.62768, 474.77709, 336.41179, 238.77962),
 }
-_ROTATION_VECTOR = (0.00531, -0.01196, 0.00301)
 _TRANSLATION_MM = np.array([-24.0381, -0.4563, -1.2326])
 _TO_THUMB_FIRST = [0, 17, 18, 19, 20, 13, 14, 15, 16, 9, 10, 11, 12, 5, 6, 7, 8, 1, 2, 3, 4]
 _PALM, _MIDDLE_MCP = 0, 9
 
 
-def _rodrigues(rotvec: tuple[float, float, float]) -> NDArray[np.float64]:
-    x, y, z = rotvec
-    angle = float(np.sqrt(x * x + y * y + z * z))
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]) / angle
-    rotation: NDArray[np.float64] = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    return rotation
-
-
-R_DEPTH_COLOR = _rodrigues(_ROTATION_VECTOR)
+R_DEPTH_COLOR = rotvec_to_rotmat([0.00531, -0.01196, 0.00301])
 
 
 def depth_to_color(points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -149,13 +137,7 @@ def open(
         MissingFileError: no ``labels`` folder, or no frame of the split is here.
         DataError: an unknown split, camera or root joint, or a label file that cannot be used.
     """
-    for name, value, allowed in (
-        ("split", split, SPLITS),
-        ("camera", camera, tuple(K)),
-        ("root_joint", root_joint, ("palm", "wrist")),
-    ):
-        if value not in allowed:
-            raise DataError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    one_of(split=(split, SPLITS), camera=(camera, tuple(K)), root_joint=(root_joint, ("palm", "wrist")))
     root = find_folder(root, ["labels", "STB/labels", "stb/labels"], what="STB", page=PAGE).parent
     return Stb(root, split, camera, root_joint, wrist_factor)
 

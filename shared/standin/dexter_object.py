@@ -11,13 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from shared.camera import project
 from shared.datasets.dexter_object import COLOR_SIZE, DEPTH_SIZE, K_COLOR, K_DEPTH, MISSING, depth_to_color
-from shared.safe_io import atomic_path, atomic_write_text
+from shared.safe_io import atomic_write_text
 from shared.skeletons import reorder
-from shared.standin.views import sample_hand, view
+from shared.standin.views import sample_hand, save_image, view
 
 SEQUENCES = ("Grasp1", "Rotate")
 
@@ -35,10 +34,8 @@ def write_dexter_object(root: str | Path, *, frames: int = 8, seed: int = 0) -> 
         depth = view(hand, K_DEPTH, DEPTH_SIZE, seed=seed, index=index).depth_mm
         color = view(hand.moved(depth_to_color), K_COLOR, COLOR_SIZE, seed=seed, index=index).rgb
         whole = np.where(depth > 0, depth.round(), MISSING).astype(np.uint16)
-        with atomic_path(data / sequence / "depth" / f"image_{n:05d}_depth.png") as path:
-            Image.fromarray(whole).save(path, compress_level=1)
-        with atomic_path(data / sequence / "color" / f"image_{n:05d}_color.bmp") as path:
-            Image.fromarray(color).save(path)
+        save_image(data / sequence / "depth" / f"image_{n:05d}_depth.png", whole, compress_level=1)
+        save_image(data / sequence / "color" / f"image_{n:05d}_color.bmp", color)
         seen = (rng.uniform(size=5) > 0.2) & (index < frames - 1)
         uv = project(tips, K_DEPTH).round().astype(int)
         flat = [f"{u}, {v}" if ok else "-1, -1" for (u, v), ok in zip(uv, seen, strict=True)]

@@ -15,27 +15,19 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
 
-from shared.camera import project
+from shared.camera import intrinsics, project
+from shared.datasets.dexycb import SERIALS as ALL_SERIALS
 from shared.errors import DataError
 from shared.mano import ORDERS
 from shared.safe_io import atomic_path, atomic_write_text
-from shared.standin.grasp import Float, Side, model, place_in_view, sample_grasp, take_picture
+from shared.standin.grasp import place_in_view, sample_grasp, take_picture
+from shared.standin.scene import Float, Side, standin_model
+from shared.standin.views import save_image
 
 SIZE = (640, 480)
 SUBJECTS = ("20200709-subject-01", "20200820-subject-03")
 SERIALS = ("836212060125", "932122061900")
-ALL_SERIALS = (
-    "836212060125",
-    "839512060362",
-    "840412060917",
-    "841412060263",
-    "932122060857",
-    "932122060861",
-    "932122061900",
-    "932122062010",
-)
 SEQUENCES = 6
 _INTRINSICS = {
     "836212060125": (616.641, 616.258, 308.548, 248.523),
@@ -112,13 +104,14 @@ def _write_frame(
     unlabelled: bool,
 ) -> Float:
     """One camera's files; returns the betas, which are the subject's."""
-    fx, fy, cx, cy = _INTRINSICS[serial]
-    K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    K = intrinsics(*_INTRINSICS[serial])
     center = place_in_view(np.random.default_rng((seed, index, 40)), K, SIZE, (600.0, 850.0))
     grasp = sample_grasp(seed, index, tips="manopth", center_mm=center, side=side, subject=subject)
     picture = take_picture(grasp, K, SIZE, seed=seed, index=index)
     # coefficients c with hands_mean + c @ hands_components = the angles of the flat-mean pose; the rows are orthonormal
-    coefficients = np.linalg.solve(model(side).hands_components.T, grasp.pose[3:] - model(side).hands_mean)
+    coefficients = np.linalg.solve(
+        standin_model(side).hands_components.T, grasp.pose[3:] - standin_model(side).hands_mean
+    )
     joints_m = grasp.joints_mm[list(ORDERS["thumb_first"])] / 1000
     labels: dict[str, NDArray[Any]] = {
         "seg": np.where(picture.seg == 1, ycb_ids[0], picture.seg).astype(np.uint8),
@@ -132,10 +125,9 @@ def _write_frame(
         labels["joint_3d"][:] = labels["joint_2d"][:] = -1
     with atomic_path(folder / f"labels_{frame:06d}.npz") as part:
         np.savez_compressed(part, **labels)  # type: ignore[arg-type]
-    with atomic_path(folder / f"color_{frame:06d}.jpg") as part:
-        Image.fromarray(picture.rgb).save(part, "JPEG", quality=95)
-    with atomic_path(folder / f"aligned_depth_to_color_{frame:06d}.png") as part:
-        Image.fromarray(picture.depth_mm.round().astype(np.uint16)).save(part, "PNG", compress_level=1)
+    save_image(folder / f"color_{frame:06d}.jpg", picture.rgb, quality=95)
+    depth = picture.depth_mm.round().astype(np.uint16)
+    save_image(folder / f"aligned_depth_to_color_{frame:06d}.png", depth, compress_level=1)
     return grasp.betas
 
 

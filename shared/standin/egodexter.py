@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from shared.camera import project
 from shared.datasets.egodexter import IMAGE_SIZE, K_COLOR, K_DEPTH, depth_to_color
-from shared.safe_io import atomic_path, atomic_write_text
+from shared.safe_io import atomic_write_text
 from shared.skeletons import reorder
-from shared.standin.views import sample_hand, view
+from shared.standin.views import sample_hand, save_image, view
 
 SEQUENCES = ("Desk", "Rotunda")
 
@@ -40,8 +39,7 @@ def write_egodexter(root: str | Path, *, frames: int = 8, seed: int = 0) -> None
             "color_on_depth": np.where(depth.mask[..., None], np.maximum(depth.rgb, 1), 0).astype(np.uint8),
         }
         for kind, pixels in pictures.items():
-            with atomic_path(data / sequence / kind / f"image_{n:05d}_{kind}.png") as path:
-                Image.fromarray(pixels).save(path, compress_level=1)
+            save_image(data / sequence / kind / f"image_{n:05d}_{kind}.png", pixels, compress_level=1)
         seen = (rng.uniform(size=5) > 0.2) & (index < frames - 1)
         uv = project(tips, K_DEPTH).round().astype(int)
         lines[sequence][0].append("".join(f"{u},{v};" if ok else "-1,-1;" for (u, v), ok in zip(uv, seen, strict=True)))

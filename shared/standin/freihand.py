@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from shared.camera import project
 from shared.errors import DataError
 from shared.mano import ORDERS
-from shared.safe_io import atomic_path, atomic_write_text
-from shared.standin.grasp import model, room, sample_grasp, take_picture
+from shared.safe_io import atomic_write_text
+from shared.standin.grasp import room, sample_grasp, take_picture
+from shared.standin.scene import standin_model
+from shared.standin.views import save_image
 
 SIZE = (224, 224)
 VERSIONS = 4
@@ -49,12 +50,13 @@ def write_freihand(root: str | Path, *, frames: int = 4, seed: int = 0) -> None:
                 if version:  # another room; what is not background stays
                     other = room(SIZE, np.random.default_rng((seed, index, 51, version)))
                     rgb = np.where((picture.seg > 0)[..., None], rgb, other)
-                _save(root / split / "rgb" / f"{sample + version * count:08d}.jpg", rgb)
+                save_image(root / split / "rgb" / f"{sample + version * count:08d}.jpg", rgb, quality=95)
             if split == "training":
-                _save(root / split / "mask" / f"{sample:08d}.jpg", np.repeat(hand[..., None], 3, 2) * np.uint8(255))
+                mask = np.repeat(hand[..., None], 3, 2) * np.uint8(255)
+                save_image(root / split / "mask" / f"{sample:08d}.jpg", mask, quality=95)
             joints_m = grasp.joints_mm[list(ORDERS["thumb_first"])] / 1000
             pose = grasp.pose.copy()
-            pose[3:] -= model("right").hands_mean
+            pose[3:] -= standin_model().hands_mean
             # 61 numbers: what the last three mean is a hypothesis, the wrist's pixel and its depth
             mano = [*pose, *grasp.betas, *project(joints_m[0], K), joints_m[0, 2]]
             lists["K"].append(K.tolist())
@@ -65,8 +67,3 @@ def write_freihand(root: str | Path, *, frames: int = 4, seed: int = 0) -> None:
             index += 1
         for key, values in lists.items():
             atomic_write_text(root / f"{split}_{key}.json", json.dumps(values))
-
-
-def _save(path: Path, picture: Any) -> None:
-    with atomic_path(path) as part:
-        Image.fromarray(picture).save(part, "JPEG", quality=95)

@@ -6,8 +6,6 @@ Pose, shape, object and picture are drawn from (seed, index) alone, so frames ca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from shared.camera import project
-from shared.mano import ManoLayer, ManoModel, load_mano, mirror_model
+from shared.datasets.mirror import mirror_pose
 from shared.standin.render import (
     box_mesh,
     cylinder_mesh,
@@ -26,11 +24,8 @@ from shared.standin.render import (
     shade,
     skin_colors,
 )
+from shared.standin.scene import FACING, Float, Side, standin_layer, standin_model
 
-Float = NDArray[np.float64]
-Side = Literal["right", "left"]
-# palm to the camera, fingers up: the rest pose has fingers along -x, the back of the hand +y, the thumb's side +z
-_FACING = Rotation.from_matrix([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
 _WALL_MM = 1100.0
 
 
@@ -65,23 +60,10 @@ class Grasp:
     side: Side
 
 
-@lru_cache(2)
-def model(side: Side) -> ManoModel:
-    """The stand-in hand of one side; the left one is the mirror image of the right one."""
-    right = load_mano("standin")
-    return right if side == "right" else mirror_model(right)
-
-
-@lru_cache(8)
-def layer(side: Side, tips: str) -> ManoLayer:
-    """The stand-in hand as a float64 layer in mm for flat-mean poses, joints in the order "mano"."""
-    return ManoLayer(model(side), n_pca=None, flat_hand_mean=True, tips=tips, unit="mm", dtype=torch.float64)
-
-
 def mesh(side: Side, tips: str, pose: Float, betas: Float, transl_mm: Float) -> tuple[Float, Float]:
     """((778, 3) vertices, (21, 3) joints in the order "mano") of one hand, mm."""
     given = [torch.from_numpy(np.asarray(v, np.float64))[None] for v in (pose, betas, transl_mm)]
-    verts, joints = layer(side, tips)(*given)
+    verts, joints = standin_layer(side, tips)(*given)
     return verts[0].numpy(), joints[0].numpy()
 
 
@@ -99,14 +81,14 @@ def sample_grasp(
         subject: frames of one subject share betas; by default each frame has its own.
     """
     rng = np.random.default_rng((seed, index, 20))
-    right = model("right")
+    right = standin_model()
     assert right.hands_coeffs is not None
     hand = right.hands_mean + 0.8 * right.hands_coeffs[rng.integers(len(right.hands_coeffs))] @ right.hands_components
     turn = Rotation.from_euler("zyx", rng.uniform((-180, -45, -45), (180, 45, 45)), degrees=True)
     flip = Rotation.from_euler("y", 180 * rng.integers(2), degrees=True)  # the back of the hand in half of the frames
-    pose = np.concatenate([(turn * flip * _FACING).as_rotvec(), hand])
+    pose = np.concatenate([(turn * flip * FACING).as_rotvec(), hand])
     if side == "left":
-        pose = (pose.reshape(16, 3) * [1, -1, -1]).ravel()
+        pose = mirror_pose(pose)
     shape = rng if subject is None else np.random.default_rng((seed, subject, 21))
     betas = shape.normal(0, 0.8, 10)
     _, joints = mesh(side, tips, pose, betas, np.zeros(3))
@@ -143,8 +125,7 @@ def sample_grasp(
 @dataclass(frozen=True)
 class Picture:
     """What the camera sees: ``rgb`` (h, w, 3) uint8, ``depth_mm`` (h, w) float64 with a wall behind and 0 where the
-    sensor
-    failed, ``seg`` (h, w) uint8 with 0 background, 1 object, 255 hand."""
+    sensor failed, ``seg`` (h, w) uint8 with 0 background, 1 object, 255 hand."""
 
     rgb: NDArray[np.uint8]
     depth_mm: Float
@@ -156,8 +137,8 @@ def take_picture(
 ) -> Picture:
     """Renders a grasp in front of a wall, lit, with a random skin, object and background."""
     rng = np.random.default_rng((seed, index, 22))
-    faces = model(grasp.side).faces
-    skin = skin_colors(model("right").v_template, rng)
+    faces = standin_model(grasp.side).faces
+    skin = skin_colors(standin_model().v_template, rng)
     verts = grasp.verts_mm
     colors = skin
     if with_object:
@@ -178,8 +159,7 @@ def take_picture(
 
 
 def room(image_size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8 smooth noise in place of a room, made at a quarter of the size, which takes a tenth of the
-    time."""
+    """(h, w, 3) uint8 smooth noise in place of a room, made at a quarter of the size in a tenth of the time."""
     small = noise_background((image_size[0] // 4, image_size[1] // 4), rng)
     return np.asarray(Image.fromarray(small).resize(image_size, Image.Resampling.BILINEAR))
 

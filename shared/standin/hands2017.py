@@ -10,8 +10,8 @@ from shared import camera
 from shared.datasets.hands2017 import SIZE, K
 from shared.errors import DataError
 from shared.safe_io import atomic_write_text
-from shared.standin.depth_sets import depth_picture, hand_at, save_png, write_noisy_centers
 from shared.standin.scene import to_skeleton
+from shared.standin.views import depth_picture, sample_hand, save_image, write_noisy_centers
 
 _PARTS = (("train", "training", "Training_Annotation.txt"), ("test", "frame", "BoundingBox.txt"))
 
@@ -30,10 +30,10 @@ def write_hands2017(root: str | Path, *, frames: int = 6, seed: int = 0) -> None
             index = part * frames + i
             rng = np.random.default_rng((seed, index, 4))
             center = rng.uniform([-150, -120, 400], [150, 120, 800])
-            verts, mano_joints = hand_at(seed, index, K, SIZE, center)
-            joints = to_skeleton(mano_joints, "hands2017")
+            hand = sample_hand(seed, index, side="right", center_mm=center)
+            joints = to_skeleton(hand.joints_mm, "hands2017")
             name = f"image_D{i + 1:08d}.png"
-            save_png(root / folder / "images" / name, np.rint(depth_picture(verts, K, SIZE)).astype(np.uint16))
+            save_image(root / folder / "images" / name, depth_picture(hand.verts_mm, K, SIZE))
             every.append(joints)
             if split == "train":
                 lines.append("\t".join([name, *(f"{x:.4f}" for x in joints.ravel())]))

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from shared.errors import DataError
 from shared.safe_io import atomic_path, atomic_write_text
-from shared.standin.grasp import Float, Grasp, mesh, pixel_box, place_in_view, sample_grasp, take_picture
+from shared.standin.grasp import Grasp, mesh, pixel_box, place_in_view, sample_grasp, take_picture
+from shared.standin.scene import Float
+from shared.standin.views import save_image
 
 K = np.array([[617.343, 0, 312.42], [0, 617.343, 241.42], [0, 0, 1]])
 SIZE = (640, 480)
@@ -33,8 +34,7 @@ def write_ho3d(
     root: str | Path, *, frames: int = 6, seed: int = 0, version: Literal["v2", "v3"] = "v2", unlabelled: int = 1
 ) -> None:
     """Lays out ``frames`` training frames, half as many (at least 2) evaluation frames, and ``unlabelled`` listed
-    training
-    frames whose annotation is None.
+    training frames whose annotation is None.
 
     Raises:
         DataError: fewer than one frame, or an unknown version.
@@ -104,16 +104,13 @@ def _write_frame(
     folder: Path, fid: str, grasp: Grasp, meta: dict[str, Any], seed: int, index: int, version: str
 ) -> None:
     picture = take_picture(grasp, K, SIZE, seed=seed, index=index)
-    with atomic_path(folder / "rgb" / f"{fid}.{'png' if version == 'v2' else 'jpg'}") as part:
-        image = Image.fromarray(picture.rgb)
-        if version == "v2":
-            image.save(part, "PNG", compress_level=1)
-        else:
-            image.save(part, "JPEG", quality=95)
+    if version == "v2":
+        save_image(folder / "rgb" / f"{fid}.png", picture.rgb, compress_level=1)
+    else:
+        save_image(folder / "rgb" / f"{fid}.jpg", picture.rgb, quality=95)
     value = (picture.depth_mm / 1000 / DEPTH_SCALE_M).round().astype(np.uint16)
     encoded = np.stack([value & 255, value >> 8, np.zeros_like(value)], -1).astype(np.uint8)
-    with atomic_path(folder / "depth" / f"{fid}.png") as part:
-        Image.fromarray(encoded).save(part, "PNG", compress_level=1)
+    save_image(folder / "depth" / f"{fid}.png", encoded, compress_level=1)
     if version == "v3":
         meta = meta | {"handVertContact": np.zeros(778, np.bool_)}
     with atomic_path(folder / "meta" / f"{fid}.pkl") as part:

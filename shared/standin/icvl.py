@@ -15,8 +15,8 @@ from shared import camera
 from shared.datasets.icvl import NO_READING, SESSIONS, SIZE, intrinsics
 from shared.errors import DataError
 from shared.safe_io import atomic_path
-from shared.standin.depth_sets import Float, depth_picture, hand_at, save_png, write_noisy_centers
-from shared.standin.scene import to_skeleton
+from shared.standin.scene import Float, to_skeleton
+from shared.standin.views import depth_picture, sample_hand, save_image, write_noisy_centers
 
 _ANGLE = 45
 
@@ -58,8 +58,8 @@ def write_icvl(root: str | Path, *, frames: int = 6, seed: int = 0) -> None:
 def _hand(seed: int, index: int) -> tuple[Float, Float]:
     rng = np.random.default_rng((seed, index, 2))
     center = rng.uniform([-40, -30, 300], [40, 30, 420])
-    verts, joints = hand_at(seed, index, intrinsics(), SIZE, center)
-    return verts, to_skeleton(joints, "icvl")
+    hand = sample_hand(seed, index, side="right", center_mm=center)
+    return hand.verts_mm, to_skeleton(hand.joints_mm, "icvl")
 
 
 def _rotated(verts: Float, joints: Float) -> tuple[Float, Float]:
@@ -71,9 +71,9 @@ def _rotated(verts: Float, joints: Float) -> tuple[Float, Float]:
 
 def _write(path: Path, verts: Float, joints: Float, index: int) -> Float:
     """Writes the picture; returns the label (16, 3) u, v, d."""
-    depth = np.rint(depth_picture(verts, intrinsics(), SIZE)).astype(np.uint16)
+    depth = depth_picture(verts, intrinsics(), SIZE)
     depth[depth == 0] = NO_READING if index % 2 else 0
-    save_png(path, depth)
+    save_image(path, depth)
     return camera.xyz_to_uvd(joints, intrinsics())
 
 

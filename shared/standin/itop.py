@@ -58,7 +58,7 @@ def sample_body(rng: np.random.Generator) -> Array:
     joints = {name: np.array(at, float) for name, at in _REST.items()}
 
     def swing(root: str, parts: tuple[str, ...], rotvec: Array) -> None:
-        R = _rotation(rotvec)
+        R = camera.rotvec_to_rotmat(rotvec)
         for part in parts:
             joints[part] = joints[root] + R @ (joints[part] - joints[root])
 
@@ -70,7 +70,7 @@ def sample_body(rng: np.random.Generator) -> Array:
         swing(f"{side}_knee", (f"{side}_foot",), np.array([rng.uniform(0, 0.4), 0.0, 0.0]))
     body = np.stack([joints[name] for name in _NAMES]) * rng.uniform(0.92, 1.05)
     body[:, 1] += 60 - body[:, 1].min()  # the lower foot stands on the ground
-    turned = body @ _rotation(np.array([0.0, rng.uniform(-0.6, 0.6), 0.0])).T
+    turned = body @ camera.rotvec_to_rotmat(np.array([0.0, rng.uniform(-0.6, 0.6), 0.0])).T
     moved: Array = turned + np.array([rng.uniform(-350, 350), 0, rng.uniform(-250, 250)])
     return moved
 
@@ -192,13 +192,3 @@ def _capsule(a: Array, b: Array, radius: float, sides: int = 16, rings: int = 4)
     caps = [np.stack([here_next[0], here[0], np.full(sides, bottom)], 1)]
     caps.append(np.stack([here[-1], here_next[-1], np.full(sides, top)], 1))
     return verts, np.concatenate([np.stack([p, q, r], 1), np.stack([q, s, r], 1), *caps])
-
-
-def _rotation(rotvec: Array) -> Array:
-    angle = float(np.linalg.norm(rotvec))
-    if angle == 0:
-        return np.eye(3)
-    x, y, z = rotvec / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    turned: Array = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    return turned

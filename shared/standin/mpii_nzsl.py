@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from shared.camera import intrinsics, project
-from shared.safe_io import atomic_path, atomic_write_text
+from shared.safe_io import atomic_write_text
 from shared.skeletons import reorder
-from shared.standin.views import Side, sample_hand, view
+from shared.standin.scene import Side
+from shared.standin.views import sample_hand, save_image, view
 
 SIZES = ((1280, 720), (640, 480), (720, 1280), (500, 375))
 
@@ -38,8 +38,7 @@ def write_mpii_nzsl(root: str | Path, *, frames: int = 8, seed: int = 0) -> None
     """Lays out ``frames`` pairs below ``root/hand_labels``; a quarter of them is the test part."""
     for index, picture in enumerate(scenes(frames=frames, seed=seed)):
         folder = Path(root) / "hand_labels" / ("manual_test" if index % 4 == 3 else "manual_train")
-        with atomic_path(folder / f"{picture.name}.jpg") as path:
-            Image.fromarray(picture.rgb).save(path, "JPEG", quality=90)
+        save_image(folder / f"{picture.name}.jpg", picture.rgb, quality=90)
         points = picture.keypoints_2d
         low, high = points.min(0), points.max(0)
         label = {

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from shared.datasets.msra import GESTURES, IMAGE_SIZE, K, read_joints_mm, write_centers
+from shared.datasets.centers import write_centers
+from shared.datasets.msra import GESTURES, IMAGE_SIZE, K, read_joints_mm
 from shared.errors import DataError, exit_on_error
 from shared.safe_io import atomic_path, atomic_write_text
 
@@ -212,7 +213,7 @@ def _write_centers(root: Path, plan: list[_Folder], seed: int) -> None:
             rng = np.random.default_rng((seed, fold, number, 2))
             points = points + rng.normal(0, _CENTER_SIGMA_MM, points.shape)
             path = root / "msra_center" / f"center_{split}_{fold}_refined.txt"
-            write_centers(path, points, np.ones(len(points), bool), opencv=True)
+            write_centers(path, points, y_up=True)
 
 
 @dataclass

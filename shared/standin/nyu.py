@@ -14,8 +14,8 @@ from shared import camera
 from shared.datasets.nyu import FAR_MM, SIZE, K
 from shared.errors import DataError
 from shared.safe_io import atomic_path
-from shared.standin.depth_sets import Float, depth_picture, hand_at, save_png, write_noisy_centers
-from shared.standin.scene import to_skeleton
+from shared.standin.scene import Float, to_skeleton
+from shared.standin.views import depth_picture, sample_hand, save_image, write_noisy_centers
 
 _PIVOT_MM = np.array([0.0, 0.0, 700.0])
 _FINGERS = [f"F{finger}_KNU{knuckle}_{end}" for finger in (1, 2, 3, 4) for knuckle in (3, 2, 1) for end in "AB"]
@@ -48,15 +48,15 @@ def write_nyu(root: str | Path, *, frames: int = 6, seed: int = 0) -> None:
         for i in range(frames):
             index = part * frames + i
             rng = np.random.default_rng((seed, index, 6))
-            verts, mano_joints = hand_at(seed, index, K, SIZE, _PIVOT_MM + rng.uniform(-60, 60, 3))
-            joints = to_skeleton(mano_joints, "nyu36")
+            hand = sample_hand(seed, index, side="right", center_mm=_PIVOT_MM + rng.uniform(-60, 60, 3))
+            joints = to_skeleton(hand.joints_mm, "nyu36")
             for view in range(3):
                 R, t = T[view, :3, :3], T[view, :3, 3]
                 xyz[view, i] = joints @ R.T + t
-                depth = np.rint(depth_picture(verts @ R.T + t, K, SIZE)).astype(np.uint16)
+                depth = depth_picture(hand.verts_mm @ R.T + t, K, SIZE)
                 depth[(depth == 0) | (depth > FAR_MM)] = FAR_MM
                 rgb = np.stack([np.zeros_like(depth), depth >> 8, depth & 255], -1).astype(np.uint8)
-                save_png(root / split / f"depth_{view + 1}_{i + 1:07d}.png", rgb)
+                save_image(root / split / f"depth_{view + 1}_{i + 1:07d}.png", rgb)
         names = np.empty((1, 36), object)
         names[0] = JOINT_NAMES
         variables = {"joint_names": names, "joint_uvd": camera.xyz_to_uvd(xyz, K), "joint_xyz": camera.flip_y(xyz)}

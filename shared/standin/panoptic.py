@@ -9,16 +9,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from shared.camera import project
+from shared.camera import intrinsics, project
 from shared.datasets.panoptic import LABEL_FILE
-from shared.safe_io import atomic_path, atomic_write_text
+from shared.safe_io import atomic_write_text
 from shared.skeletons import reorder
-from shared.standin.views import sample_hand, view
+from shared.standin.views import sample_hand, save_image, view
 
 SIZE = (1920, 1080)
-K = np.array([[1400.0, 0, 960], [0, 1400.0, 540], [0, 0, 1]])  # made up: the set tells no camera
+K = intrinsics(1400, 1400, 960, 540)  # made up: the set tells no camera
 
 
 def write_panoptic(root: str | Path, *, frames: int = 4, seed: int = 0) -> None:
@@ -46,6 +45,5 @@ def write_panoptic(root: str | Path, *, frames: int = 4, seed: int = 0) -> None:
                 ],
             }
         )
-        with atomic_path(folder / path) as part:
-            Image.fromarray(view(hand, K, SIZE, seed=seed, index=index).rgb).save(part, "JPEG", quality=90)
+        save_image(folder / path, view(hand, K, SIZE, seed=seed, index=index).rgb, quality=90)
     atomic_write_text(folder / LABEL_FILE, json.dumps({"root": entries}))

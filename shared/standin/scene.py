@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from shared.errors import DataError
-from shared.mano import ManoLayer, load_mano, mirror_model, mirror_pose
+from shared.mano import ManoLayer, ManoModel, load_mano, mirror_model, mirror_pose
 from shared.skeletons import SKELETONS, reorder
 from shared.standin.build_hand import FINGERS, boundary_loop, flexion_axes
 from shared.standin.render import (
@@ -60,7 +60,7 @@ _LETTER = {"thumb": 0, "index": 1, "middle": 2, "ring": 3, "little": 4}
 _FLEXION = (((-12, 88, 78), (0, 105, 92), (0, 75, 55)), ((-8, 40, 30), (-5, 60, 48), (-5, 75, 55)))
 _SPREAD_LIMIT = 14.0
 # Rest pose to camera: palm to the camera, fingers up (model x, y, z become down, forward, right).
-_FACING = Rotation.from_matrix([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+FACING = Rotation.from_matrix([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,16 @@ class Scene:
 
 
 @lru_cache(2)
-def standin_layer(side: Side = "right") -> ManoLayer:
-    """The stand-in hand as a float64 layer in mm for full poses over the flat hand, tips ``TIPS``, order "mano"."""
+def standin_model(side: Side = "right") -> ManoModel:
+    """The stand-in hand of one side; the left one is the mirror image of the right one."""
     model = load_mano("standin")
-    model = model if side == "right" else mirror_model(model)
-    return ManoLayer(model, n_pca=None, flat_hand_mean=True, tips=TIPS, unit="mm", dtype=torch.float64)
+    return model if side == "right" else mirror_model(model)
+
+
+@lru_cache(8)
+def standin_layer(side: Side = "right", tips: str = TIPS) -> ManoLayer:
+    """The stand-in hand as a float64 layer in mm for full poses over the flat hand, order "mano"."""
+    return ManoLayer(standin_model(side), n_pca=None, flat_hand_mean=True, tips=tips, unit="mm", dtype=torch.float64)
 
 
 @lru_cache(2)
@@ -195,7 +200,7 @@ def sample_scene(
     chosen = gesture if gesture is not None else list(GESTURES)[rng.integers(len(GESTURES))]
     articulation = sample_articulation(rng, chosen)
     swing = np.array([28.0, 22, 30]) * (1.7 if rng.uniform() < 0.15 else 1.0)
-    turn = Rotation.from_euler("yxz", np.clip(rng.normal(0, swing), -95, 95), degrees=True) * _FACING
+    turn = Rotation.from_euler("yxz", np.clip(rng.normal(0, swing), -95, 95), degrees=True) * FACING
     pose = np.concatenate((turn.as_rotvec(), articulation.ravel()))
     if side == "left":
         pose = mirror_pose(torch.from_numpy(pose)).numpy()
@@ -297,7 +302,7 @@ def _look(
     face[window] = seen.face[0].numpy()
     picture = None
     if rng is not None:
-        rest = load_rest()
+        rest = standin_model().v_template
         colors = np.full((len(mesh), 3), rng.uniform(0.1, 0.9, 3), np.float32)
         colors[: len(rest)] = skin_colors(rest, np.random.default_rng((815, subject)))
         picture = noise_background(image_size, rng)
@@ -306,12 +311,6 @@ def _look(
             seen, verts, triangles, torch.from_numpy(colors), background=picture[window], light=light
         )[0]
     return depth, (face >= 0) & (face < hand_faces), face >= hand_faces, picture
-
-
-@lru_cache(1)
-def load_rest() -> Float:
-    """(778, 3) rest vertices of the stand-in hand, m."""
-    return load_mano("standin").v_template
 
 
 # ------------------------------------------------------------------------------------------------- skeletons, sensors

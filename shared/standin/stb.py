@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from shared.datasets.stb import BASELINE_MM, IMAGE_SIZE, Camera, K, color_to_depth, depth_to_color, left_to_right
+from shared.errors import DataError
 from shared.safe_io import atomic_path
 from shared.skeletons import reorder
-from shared.standin.views import Hand, sample_hand, view
+from shared.standin.views import Hand, sample_hand, save_image, view
 
 SEQUENCES = ("B1Counting", "B1Random", "B2Counting", "B2Random")  # two of the test split, two of training
 
@@ -27,18 +27,17 @@ def write_stb(root: str | Path, *, frames: int = 8, seed: int = 0) -> None:
     """Lays out ``frames`` moments (four pictures each) over four sequences below ``root``.
 
     Raises:
-        ValueError: fewer frames than sequences.
+        DataError: fewer frames than sequences.
     """
     if frames < len(SEQUENCES):
-        raise ValueError(f"frames: at least {len(SEQUENCES)}, one for each sequence; got {frames}")
+        raise DataError(f"frames: at least {len(SEQUENCES)}, one for each sequence; got {frames}")
     root = Path(root)
     labels: dict[str, list[NDArray[np.float64]]] = {}
     for index, sequence, n, cameras in _moments(frames, seed):
         for camera, hand in cameras.items():
             picture = view(hand, K[camera], IMAGE_SIZE, seed=seed, index=index)
             rgb = picture.rgb if camera != "SK_depth" else encode_depth(picture.depth_mm)
-            with atomic_path(root / "images" / sequence / f"{camera}_{n}.png") as path:
-                Image.fromarray(rgb).save(path, compress_level=1)
+            save_image(root / "images" / sequence / f"{camera}_{n}.png", rgb, compress_level=1)
         for pair, camera in (("BB", "BB_left"), ("SK", "SK_depth")):
             labels.setdefault(f"{sequence}_{pair}", []).append(to_stb(cameras[camera].joints_mm))
     for name, joints in labels.items():

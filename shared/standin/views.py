@@ -1,22 +1,21 @@
-"""One stand-in hand seen by any camera: what the writers of the RGB keypoint sets share."""
+"""One stand-in hand seen by any camera, and its files: what the writers of depth and RGB keypoint sets share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
-from shared.mano import load_mano
+from shared.datasets.centers import write_centers
+from shared.safe_io import atomic_path
 from shared.standin.render import noise_background, render_depth, shade, skin_colors
-from shared.standin.scene import sample_scene
-
-Float = NDArray[np.float64]
-Side = Literal["right", "left"]
+from shared.standin.scene import Float, Side, sample_scene, standin_layer, standin_model
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,8 @@ class View:
     mask: NDArray[np.bool_]
 
 
-@lru_cache(1)
-def _model() -> tuple[torch.Tensor, Float]:
-    model = load_mano("standin")
-    return torch.as_tensor(np.asarray(model.faces, np.int64)), np.asarray(model.v_template, np.float64)
-
-
-def sample_hand(seed: int, index: int, *, side: Side, center_mm: tuple[float, float, float]) -> Hand:
-    """Hand ``index`` of a set: pose and shape drawn from (seed, index), the middle of its joints put at a point."""
+def sample_hand(seed: int, index: int, *, side: Side, center_mm: ArrayLike) -> Hand:
+    """Hand ``index`` of a set: pose drawn from (seed, index), four subjects in turns; its joints' mean at a point."""
     K = np.array([[300.0, 0, 160], [0, 300.0, 120], [0, 0, 1]])
     scene = sample_scene(seed, index, K=K, image_size=(320, 240), subject=index % 4, side=side)
     shift = np.asarray(center_mm) - scene.joints_mm.mean(0)
@@ -58,10 +51,8 @@ def sample_hand(seed: int, index: int, *, side: Side, center_mm: tuple[float, fl
 def view(hand: Hand, K: Float, image_size: tuple[int, int], *, seed: int, index: int, room: bool = True) -> View:
     """Renders a hand; skin and background (``room``; black without) are drawn from (seed, index)."""
     rng = np.random.default_rng((seed, index, 77))
-    faces, rest = _model()
-    if hand.side == "left":
-        faces = faces.flip(1)  # a mirrored mesh turns its triangles inside out
-    colors = torch.from_numpy(skin_colors(rest, rng))
+    faces = standin_layer(hand.side).faces
+    colors = torch.from_numpy(skin_colors(standin_model().v_template, rng))
     background = None
     if room:  # drawn small and repeated: a full HD picture of noise would take longer than the hand
         small = noise_background((-(-image_size[0] // 4), -(-image_size[1] // 4)), rng)
@@ -70,3 +61,21 @@ def view(hand: Hand, K: Float, image_size: tuple[int, int], *, seed: int, index:
     render = render_depth(verts, faces, torch.from_numpy(K), image_size)
     rgb = shade(render, verts, faces, colors, background=background)[0]
     return View(render.depth_mm[0].numpy(), rgb, render.mask[0].numpy())
+
+
+def depth_picture(verts_mm: Float, K: Float, image_size: tuple[int, int]) -> NDArray[np.uint16]:
+    """(H, W) depth of a right hand in whole mm, 0 elsewhere."""
+    seen = render_depth(torch.from_numpy(verts_mm), standin_layer().faces, torch.from_numpy(K), image_size)
+    whole: NDArray[np.uint16] = np.rint(seen.depth_mm[0].numpy()).astype(np.uint16)
+    return whole
+
+
+def save_image(path: Path, pixels: NDArray[Any], **options: Any) -> None:
+    """A picture in the format of the path's suffix, complete or not there at all; ``options`` are Pillow's."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, **options)
+
+
+def write_noisy_centers(path: Path, joints_mm: Float, rng: np.random.Generator, *, y_up: bool) -> None:
+    """A V2V-PoseNet centre file: the mean of each frame's joints (n, J, 3), off by a few mm as a detector's are."""
+    write_centers(path, joints_mm.mean(1) + rng.normal(0, 5, (len(joints_mm), 3)), y_up=y_up)

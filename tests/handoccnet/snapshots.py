@@ -47,7 +47,7 @@ def golden_hand() -> ManoModel:
     fields = ("v_template", "shapedirs", "J_regressor", "weights", "hands_mean", "hands_components")
     return replace(
         load_mano("standin"), posedirs=posedirs, faces=data["f"].astype(np.int64), source="golden", sha256="golden",
-        **{key: data[key] for key in fields},
+        **{key: data[key] for key in fields},  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -421,7 +421,7 @@ def test_an_unreadable_picture_is_named(official: Path, hand: ManoModel, tmp_pat
 
 
 def test_missing_options(official: Path, hand: ManoModel, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--data.root is empty"):
+    with pytest.raises(DataError, match=r"--data\.root is empty"):
         load_labels(DataOptions(mano="standin"), "train", hand)
     with pytest.raises(DataError, match=r"mano.is.tue.mpg.de.*--data.mano standin"):
         data.open_mano(DataOptions())

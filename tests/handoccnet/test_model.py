@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -215,6 +214,9 @@ def test_training_mode_of_the_whole_network(network: HandOccNet) -> None:
         with torch.no_grad():
             losses = golden_losses(network.train())
         norm = network.backbone.stem.norm
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         assert max_diff("losses, relative", losses / torch.from_numpy(gold["losses_bn_train"]), np.ones(5)) < 1e-2
         assert max_diff("running mean", norm.running_mean, gold["stem_running_mean_after_train"]) < 1e-5
         assert max_diff("running var", norm.running_var, gold["stem_running_var_after_train"]) < 1e-5
@@ -317,7 +319,7 @@ def test_soft_argmax_gives_x_first_and_the_middle_of_a_cell() -> None:
     with torch.no_grad():
         latents = torch.zeros(1, 21, 8, 8)
         latents[:, :, 2, 5] = 100.0
-        head.score.forward = lambda _: latents  # type: ignore[method-assign]
+        head.score.forward = lambda _: latents  # type: ignore[method-assign,assignment]
         heatmaps, joints, _ = head(torch.zeros(1, 16, 8, 8))
     assert max_diff("joint", joints[0, 0], torch.tensor([5.5 / 8, 2.5 / 8])) < 1e-6
     assert float(heatmaps[0, 0, 2, 5]) == pytest.approx(1.0)
@@ -337,7 +339,9 @@ def test_sharpness_multiplies_before_the_softmax() -> None:
 def test_rotation_round_trip_and_its_gradient_everywhere() -> None:
     torch.manual_seed(4)
     axis = F.normalize(torch.randn(500, 3, dtype=torch.float64), dim=-1)
-    angle = torch.cat((torch.rand(490) * 3.1, torch.tensor([0.0, 0.0, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 3.14, 3.141, 1e-3])))
+    angle = torch.cat(
+        (torch.rand(490) * 3.1, torch.tensor([0.0, 0.0, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 3.14, 3.141, 1e-3]))
+    )
     rotvec = (axis * angle[:, None].double()).requires_grad_()
     found = rotmat_to_rotvec(rotvec_to_rotmat(rotvec))
     assert max_diff("round trip", found, rotvec) < 1e-6
@@ -447,7 +451,7 @@ def test_mano_never_enters_the_state_dict() -> None:
 def test_the_unused_convolution_is_saved_but_never_run_or_trained() -> None:
     network = tiny()
     assert "backbone.unused_smooth.weight" in network.state_dict()
-    network.backbone.unused_smooth.forward = lambda _: 1 / 0  # type: ignore[method-assign,assignment]
+    network.backbone.unused_smooth.forward = None  # type: ignore[method-assign,assignment]
     network(torch.rand(1, 3, 64, 64))
     assert not network.backbone.unused_smooth.weight.requires_grad
 
@@ -494,10 +498,6 @@ def test_an_overfit_batch_learns() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        totals.append(float(loss))
+        totals.append(float(loss.detach()))
     print(f"loss {totals[0]:.3g} -> {totals[-1]:.3g}")
     assert totals[-1] < 0.3 * totals[0]
-
-
-def test_golden_files_are_there() -> None:
-    assert Path(__file__).parents[1].joinpath("golden/handoccnet/README.md").is_file()

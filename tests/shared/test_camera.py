@@ -94,3 +94,21 @@ def test_shape_errors():
         camera.backproject([1.0, 2.0, 3.0], np.zeros((3, 3)))
     with pytest.raises(DataError, match=r"expected K .* and A"):
         camera.affine_K(K, np.eye(2))
+
+
+def test_project_without_the_check_of_depths_is_the_plain_formula() -> None:
+    K = camera.intrinsics(500, 400, 320, 240)
+    behind = np.array([[10.0, 20.0, -100.0], [10.0, 20.0, 0.0], [1.0, 2.0, 400.0]])
+    with pytest.raises(DataError, match="2 of 3 points have a depth that is not positive"):
+        camera.project(behind, K)
+    uv = camera.project(behind, K, check_depth=False)
+    np.testing.assert_allclose(uv[0], [320 - 50, 240 - 80])
+    assert not np.isfinite(uv[1]).any()
+    np.testing.assert_array_equal(uv[2], camera.project(behind[2], K))
+
+
+@given(st.lists(st.floats(-4, 4), min_size=3, max_size=3))
+def test_rotation_vectors_agree_with_scipy(rotvec):
+    from scipy.spatial.transform import Rotation
+
+    np.testing.assert_allclose(camera.rotvec_to_rotmat(rotvec), Rotation.from_rotvec(rotvec).as_matrix(), atol=1e-11)

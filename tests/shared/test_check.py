@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from shared.camera import uvd_to_xyz
+from shared.camera import project, uvd_to_xyz
 from shared.datasets import check as checker
 from shared.datasets.check import SETS, DataSet, Part, SplitReport, _compare_counts, check, curl_mm, main
-from shared.datasets.labels import read_tips
+from shared.datasets.fingertips import read_tips
 from shared.errors import DataError
 from shared.standin.all import write_sets, writers
 from shared.standin.stb import mat_bytes
@@ -181,7 +181,7 @@ def test_2d_labels_that_do_not_belong_to_the_3d_ones_are_noticed() -> None:
 
     joints = np.random.default_rng(0).normal((0, 0, 500), 40, (21, 3))
     K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
-    points = checker._project(joints, K)
+    points = project(joints, K)
     for shift, expected in ((0.0, False), (15.0, True)):
         figures = checker._Figures(DataSet("stb", ()))
         labels = points + np.array([shift, 0])

@@ -16,7 +16,7 @@ from PIL import Image
 from shared.camera import project
 from shared.datasets import dexter_object, egodexter
 from shared.datasets.base import FrameDataset
-from shared.datasets.labels import numbered_files, read_tips
+from shared.datasets.fingertips import numbered_files, read_tips
 from shared.errors import DataError, MissingFileError
 from shared.standin.dexter_object import write_dexter_object
 from shared.standin.egodexter import write_egodexter
@@ -132,8 +132,8 @@ def test_colour_pictures_may_be_bmp(tmp_path: Path) -> None:
         dexter_object.read_color(tmp_path / "none.bmp")
     data = (tmp_path / "c.bmp").read_bytes()
     for content, message in (
-        (data[:5000], "not a readable BMP"),
-        (b"BM" + bytes(100), "not a readable BMP"),
+        (data[:5000], "damaged or truncated picture"),
+        (b"BM" + bytes(100), "not a readable PNG or JPEG or BMP"),
         (data[:18] + (60000).to_bytes(4, "little") + data[22:], "expected 640x480 pixels, the header says 60000x480"),
     ):
         (tmp_path / "c.bmp").write_bytes(content)

@@ -250,7 +250,7 @@ def test_other_files(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(DataError, match=message):
             handoccnet_json.read_annotations(tmp_path / "a.json")
-    with pytest.raises(MissingFileError, match=re.escape("none.json: no such file -- the data set comes from https")):
+    with pytest.raises(MissingFileError, match=re.escape("none.json: no such file -- download: https")):
         handoccnet_json.open(tmp_path, tmp_path / "none.json")
 
 

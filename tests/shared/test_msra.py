@@ -9,6 +9,7 @@ import pickle
 import resource
 import struct
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.datasets import msra
+from shared.datasets.centers import read_centers, write_centers
 from shared.errors import DataError, MissingFileError
 from tests.golden.fill import uniform
 
@@ -174,7 +176,7 @@ def test_splits_leave_one_subject_out_in_ascending_order(tmp_path: Path) -> None
 def test_only_some_subjects_and_gestures_keep_their_centers(tmp_path: Path) -> None:
     root = tiny_tree(tmp_path)
     full = msra.open(root, "train", test_subject=3)
-    msra.write_centers(root / "msra_center/center_train_3_refined.txt", full.joints_mm.mean(1), opencv=True)
+    write_centers(root / "msra_center/center_train_3_refined.txt", full.joints_mm.mean(1), y_up=True)
     part = msra.open(root, "train", test_subject=3, centers="auto", subjects=[1], gestures=["Y", "1"])
     assert set(part.names()) == {n for n in full.names() if n.startswith("P1/") and n.split("/")[1] in ("1", "Y")}
     np.testing.assert_allclose(part.centers_mm, part.joints_mm.mean(1), atol=1e-9)
@@ -186,7 +188,7 @@ def test_parent_folder_and_sibling_centers_are_found(tmp_path: Path) -> None:
     assert data.root == root
     assert data.centers_mm is None
     assert "no centre file" in data.summary()
-    msra.write_centers(tmp_path / "msra_center/center_test_3_refined.txt", data.joints_mm.mean(1), opencv=True)
+    write_centers(tmp_path / "msra_center/center_test_3_refined.txt", data.joints_mm.mean(1), y_up=True)
     assert msra.open(tmp_path, "test", test_subject=3, centers="auto").centers_mm is not None
 
 
@@ -194,7 +196,7 @@ def test_split_all_takes_each_persons_test_centers(tmp_path: Path) -> None:
     root = tiny_tree(tmp_path)
     for s in (0, 1, 3):
         joints = msra.open(root, "test", test_subject=s).joints_mm
-        msra.write_centers(root / f"msra_center/center_test_{s}_refined.txt", joints.mean(1) + s, opencv=True)
+        write_centers(root / f"msra_center/center_test_{s}_refined.txt", joints.mean(1) + s, y_up=True)
     data = msra.open(root, "all", centers="auto")
     np.testing.assert_allclose(data.centers_mm, data.joints_mm.mean(1) + data.subjects[:, None], atol=1e-9)
     one = msra.open(root, "all", centers="auto", subjects=[1])
@@ -262,7 +264,7 @@ def test_real_centers_are_refused_on_the_first_release(real_data: Path, tmp_path
 
 def test_real_centers_pass_the_count_on_the_second_release(real_data: Path, tmp_path: Path) -> None:
     root = release_tree(tmp_path, "second")
-    xyz, _ = msra.read_centers(real_data / "msra_center/center_test_3_refined.txt.gz", opencv=True)
+    xyz, _ = read_centers(real_data / "msra_center/center_test_3_refined.txt.gz", y_up=True)
     row = 0
     for gesture, count in release_counts("second")[3].items():
         labels = (some_labels(1)[0] - some_labels(1)[0].mean(0)) + xyz[row : row + count, None] * [1, -1, -1]
@@ -277,25 +279,25 @@ def test_real_centers_pass_the_count_on_the_second_release(real_data: Path, tmp_
 def test_real_center_file(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "msra_center"
     expected = json.loads((folder / "expected.json").read_text())
-    xyz, valid = msra.read_centers(folder / "center_test_3_refined.txt.gz")
+    xyz, valid = read_centers(folder / "center_test_3_refined.txt.gz", y_up=False)
     assert xyz.shape == (expected["rows"], 3)
     assert valid.all()
     assert xyz[0].tolist() == expected["first"]
     assert xyz[-1].tolist() == expected["last"]
     np.testing.assert_allclose(xyz.mean(0), expected["mean"], atol=1e-6)
-    turned, _ = msra.read_centers(folder / "center_test_3_refined.txt.gz", opencv=True)
+    turned, _ = read_centers(folder / "center_test_3_refined.txt.gz", y_up=True)
     uv = turned[0] @ msra.K.T
     np.testing.assert_allclose(uv[:2] / uv[2], expected["first_uv"], atol=1e-3)
     copy = tmp_path / "copy.txt"  # our writer prints the author's digits
-    msra.write_centers(copy, turned, opencv=True)
+    write_centers(copy, turned, y_up=True)
     assert hashlib.sha256(copy.read_bytes()).hexdigest() == expected["sha256"]
 
 
 def test_centers_round_trip_with_invalid_rows(tmp_path: Path) -> None:
     xyz = np.array([[1.25, -2.0, 300.0], [np.nan, 0, 0], [4, 5, 600]])
-    msra.write_centers(tmp_path / "a.txt", xyz, np.array([True, True, False]))
-    assert (tmp_path / "a.txt").read_text() == "1.25 -2 300\ninvalid\ninvalid\n"
-    back, valid = msra.read_centers(tmp_path / "a.txt", opencv=True)
+    write_centers(tmp_path / "a.txt", xyz * [1, -1, 1], np.array([True, True, False]), y_up=True)
+    assert (tmp_path / "a.txt").read_text() == "1.25 -2 300\n" + 2 * "invalid invalid invalid\n"
+    back, valid = read_centers(tmp_path / "a.txt", y_up=True)
     assert valid.tolist() == [True, False, False]
     np.testing.assert_array_equal(back[0], [1.25, 2.0, 300.0])
     assert np.isnan(back[1:]).all()
@@ -315,9 +317,9 @@ def test_centers_that_do_not_belong_are_refused(tmp_path: Path, change, message:
     root = tiny_tree(tmp_path)
     truth = msra.open(root, "test", test_subject=3).joints_mm.mean(1)
     path = root / "msra_center/center_test_3_refined.txt"
-    msra.write_centers(path, truth + 5, opencv=True)
+    write_centers(path, truth + 5, y_up=True)
     msra.open(root, "test", test_subject=3, centers="auto")
-    msra.write_centers(path, change(truth), opencv=True)
+    write_centers(path, change(truth), y_up=True)
     with pytest.raises(DataError, match=message):
         msra.open(root, "test", test_subject=3, centers="auto")
 
@@ -329,9 +331,9 @@ def test_centers_as_one_file_and_all_invalid(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"center_test_3_refined\.txt.*make_centers"):
         msra.open(root, "test", test_subject=3, centers=tmp_path)
     with pytest.raises(DataError, match="centres must have shape"):
-        msra.write_centers(tmp_path / "x.txt", np.zeros(3))
+        write_centers(tmp_path / "x.txt", np.zeros(3), y_up=True)
     with pytest.raises(DataError, match="valid must have shape"):
-        msra.write_centers(tmp_path / "x.txt", np.zeros((2, 3)), np.array([True]))
+        write_centers(tmp_path / "x.txt", np.zeros((2, 3)), np.array([True]), y_up=True)
 
 
 # --- what a user does wrong ---
@@ -412,36 +414,36 @@ def test_labels_of_an_empty_gesture_and_windows_line_ends(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 2 3\n4 5\n", "line 2 has 2 values, expected 3"),
-        ("1 2 3\n\n4 5 6\n", "line 2 has 0 values"),
-        ("1 2 3 4\n", "line 1 has more than 3"),
-        ("1 2 inf\n", "line 1: 'inf' is not a finite number"),
-        ("1 2 3\ninvalidate\n", "line 2 has 1 values"),
+        ("1 2 3\n4 5\n", "line 2: expected 'x y z' or 'invalid', got b'4 5'"),
+        ("1 2 3\n\n4 5 6\n", "line 2: blank, expected one line per frame"),
+        ("1 2 3 4\n", "line 1: expected 'x y z'"),
+        ("1 2 inf\n", "line 1: expected 'x y z' or 'invalid', got b'1 2 inf'"),
+        ("1 2 3\ninvalidate\n", "line 2: expected 'x y z' or 'invalid', got b'invalidate'"),
     ],
 )
 def test_bad_centers_name_file_and_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "c.txt"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        msra.read_centers(path)
+        read_centers(path, y_up=True)
 
 
 def test_center_files_that_are_bombs_or_damaged(tmp_path: Path) -> None:
     bomb = tmp_path / "c.txt.gz"
     bomb.write_bytes(gzip.compress(b"1 2 3\n" * 5_000_000))
-    with pytest.raises(DataError, match="unpacks to more than"):
-        msra.read_centers(bomb)
+    with pytest.raises(DataError, match="more than 1,000,000 lines, not a centre file"):
+        read_centers(bomb, y_up=True)
     packed = gzip.compress(b"1 2 3\n" * 1000)
     for content in (packed[:-12], b"<html>", packed[:30] + b"\xff" * 9 + packed[39:]):
         bomb.write_bytes(content)
-        with pytest.raises(DataError, match="cannot be read"):
-            msra.read_centers(bomb)
+        with pytest.raises(DataError, match="damaged gzip file"):
+            read_centers(bomb, y_up=True)
     with (tmp_path / "big.txt").open("wb") as file:
         file.truncate(20 << 20)
-    with pytest.raises(DataError, match="expected at most"):
-        msra.read_centers(tmp_path / "big.txt")
-    with pytest.raises(DataError, match="not a file"):
-        msra.read_centers(tmp_path)
+    with pytest.raises(DataError, match="line 1: longer than 4096 bytes"):
+        read_centers(tmp_path / "big.txt", y_up=True)
+    with pytest.raises(DataError, match="no such label file"):
+        read_centers(tmp_path, y_up=True)
 
 
 CROP = np.full((3, 4), 300, np.float32)
@@ -526,7 +528,7 @@ def test_hostile_text(tmp_path_factory: pytest.TempPathFactory, content: bytes) 
     path = tmp_path_factory.getbasetemp() / "hostile.txt"
     path.write_bytes(content)
     bounded(msra.read_labels, path)
-    bounded(msra.read_centers, path)
+    bounded(partial(read_centers, y_up=True), path)
 
 
 def test_absurdly_long_text_is_cheap(tmp_path: Path) -> None:
@@ -534,4 +536,4 @@ def test_absurdly_long_text_is_cheap(tmp_path: Path) -> None:
     for content in (b"1\n" + b"1 " * 1_900_000, b"9999\n" * 800_000, b"7" * 4_000_000, b"1\n" * 2_000_000):
         path.write_bytes(content)
         bounded(msra.read_labels, path)
-        bounded(msra.read_centers, path)
+        bounded(partial(read_centers, y_up=True), path)

@@ -297,7 +297,7 @@ def _broken(kind: str, v: dict[str, Any]) -> dict[str, Any]:
         ("nan", "joint_xyz: expected finite numbers"),
         ("shape", r"expected joint_xyz and joint_uvd of shape \(3, frames, 36, 3\), got \(3, 3, 14, 3\)"),
         ("two lengths", r"got \(3, 3, 36, 3\) and \(3, 2, 36, 3\)"),
-        ("complex", "no variable joint_xyz; it has \\['joint_uvd'\\]"),
+        ("complex", "joint_xyz is not a real numeric array"),
     ],
 )
 def test_bad_labels(variables: dict[str, Any], tmp_path: Path, kind: str, message: str) -> None:
@@ -312,14 +312,16 @@ def test_not_a_matlab_file(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"j\.mat: not a MATLAB 5 file"):
         nyu.read_labels(tmp_path / "j.mat")
     (tmp_path / "j.mat").write_bytes(b"MATLAB 7.3 MAT-file, HDF5 schema".ljust(512))
-    with pytest.raises(DataError, match=r"saved with -v7\.3 is HDF5: save it again with -v7"):
+    with pytest.raises(DataError, match=r"a MATLAB 7\.3 \(HDF5\) file.*save it again with -v7"):
         nyu.read_labels(tmp_path / "j.mat")
     content = (tree / "test" / "joint_data.mat").read_bytes()
     (tmp_path / "j.mat").write_bytes(content[:-500])
-    with pytest.raises(DataError, match=r"truncated MATLAB file.*unpack the file again"):
+    with pytest.raises(
+        DataError, match=r"damaged MATLAB file \(an element of \d+ bytes where \d+ are left\).*unpack it again"
+    ):
         nyu.read_labels(tmp_path / "j.mat")
     savemat(tmp_path / "j.mat", {"a": 1})
-    with pytest.raises(DataError, match="no variable joint_xyz; it has neither of the two"):
+    with pytest.raises(DataError, match="no variable joint_xyz; it has a"):
         nyu.read_labels(tmp_path / "j.mat")
 
 

@@ -167,7 +167,9 @@ def test_loose_words_are_refused_where_none_are_taken(capsys: pytest.CaptureFixt
     assert "stray.txt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "named"), [("rnu: x\n", "rnu"), ("group:\n  wide: 1\n", "wide"), ("run: [1]\n", "run")])
+@pytest.mark.parametrize(
+    ("text", "named"), [("rnu: x\n", "rnu"), ("group:\n  wide: 1\n", "wide"), ("run: [1]\n", "run")]
+)
 def test_bad_files_are_refused_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, named: str
 ) -> None:

@@ -91,6 +91,23 @@ def test_nan_names_its_samples_and_leaves_the_weights(tmp_path: Path) -> None:
         assert all(bool(v.isfinite().all()) for v in load_payload(last)["state_dict"].values())
 
 
+def test_bad_data_in_a_loader_process_is_one_line() -> None:
+    from torch.utils.data import DataLoader
+
+    with pytest.raises(DataError, match=r"^frame 2: it is broken -- mend it$"):
+        list(DataLoader(Broken(), num_workers=1, batch_size=1))  # type: ignore[arg-type]
+
+
+class Broken:
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2:
+            raise DataError("it is broken", path="frame 2", remedy="mend it")
+        return index
+
+
 def test_a_run_folder_is_never_overwritten(whole: Path, tmp_path: Path) -> None:
     before = (whole / "checkpoints/last.pt").read_bytes()
     result = tiny(whole)

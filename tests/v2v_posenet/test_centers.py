@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from shared.datasets import msra
+from shared.datasets.centers import read_centers
 from shared.errors import DataError, MissingFileError
 from tests.shared.test_msra import bin_bytes, label_text
 from v2v_posenet import centers, make_centers, train_center
@@ -315,7 +316,9 @@ def test_network_beats_the_center_of_mass(tmp_path: Path, capsys: pytest.Capture
         make_centers.make_centers(replace(options, data=FoldData(str(root), 1)), progress=False)
     twice = replace(options, out=str(tmp_path / "net2"), iterations=2)
     make_centers.make_centers(twice, progress=False)
-    first, second = (msra.read_centers(Path(f) / "center_test_3_refined.txt")[0] for f in (options.out, twice.out))
+    first, second = (
+        read_centers(Path(f) / "center_test_3_refined.txt", y_up=True)[0] for f in (options.out, twice.out)
+    )
     assert 0 < np.abs(first - second).max() < 60
 
 
@@ -342,7 +345,7 @@ def test_center_files_of_the_simple_methods(tmp_path: Path, method: str) -> None
     data = msra.open(root, "test", centers=tmp_path / "out")
     assert len(data) == (2 if method == "com" else 3)
     if method == "com":
-        assert (tmp_path / "out/center_test_3_refined.txt").read_text().endswith("\ninvalid\n")
+        assert (tmp_path / "out/center_test_3_refined.txt").read_text().endswith("\ninvalid invalid invalid\n")
         want = np.stack([train_center.rough_center(data[i]) for i in range(2)])
     else:
         want = data.joints_mm.mean(1)

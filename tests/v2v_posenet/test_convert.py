@@ -486,7 +486,7 @@ def test_damaged_files(tmp_path: Path, suffix: str) -> None:
 def test_absurdly_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.pt"
     save_checkpoint(path, tiny_checkpoint())
-    monkeypatch.setattr(convert, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("shared.checkpoints.MAX_FILE_BYTES", 1000)
     with pytest.raises(DataError, match="more than the 1000 that a checkpoint may have"):
         load_checkpoint(path)
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from shared import skeletons
-from shared.datasets import msra
+from shared.datasets.centers import write_centers
 from shared.errors import DataError, MissingFileError
 from tests.shared.test_msra import bin_bytes
 from tests.v2v_posenet.test_centers import K, Shift, blob_hand, render_spheres
@@ -301,12 +301,12 @@ def test_track_through_a_folder(tmp_path: Path) -> None:
 def test_centers_from_a_file_are_y_up_for_msra(tmp_path: Path) -> None:
     for i in (1, 2):
         save_png(tmp_path / f"in/{i}.png", hand_depth()[0])
-    msra.write_centers(tmp_path / "c.txt", [[3, -20, 350], [np.nan] * 3])
+    write_centers(tmp_path / "c.txt", [[3, -20, 350], [np.nan] * 3], y_up=False)
     opts = options(tmp_path, tmp_path / "in", centers=str(tmp_path / "c.txt"), overlay=False)
     skipped = program.predict(opts, progress=False)
     assert "line 2 of the centre file is invalid" in skipped[0][1]
     assert read(tmp_path, "1")["center_mm"] == [3, 20, 350]
-    msra.write_centers(tmp_path / "c.txt", [[3, -20, 350]] * 3)
+    write_centers(tmp_path / "c.txt", [[3, -20, 350]] * 3, y_up=False)
     with pytest.raises(DataError, match="3 centres for 2 images"):
         program.predict(opts, progress=False)
 
@@ -455,7 +455,7 @@ def test_words_are_joined_as_documented() -> None:
     joined = list(
         program._join_words(["a.png", "--checkpoint", "x.pt", "y.ckpt", "b.png", "--bbox", "-1,2,3,4", "--track"])
     )
-    assert joined == ["a.png", '--checkpoint=["x.pt", "y.ckpt"]', "b.png", "--bbox=-1,2,3,4", "--track"]
+    assert joined == ["a.png", '--checkpoint=["x.pt", "y.ckpt"]', "b.png", "--bbox", "-1,2,3,4", "--track"]
     assert list(program._join_words(["--checkpoint"])) == ["--checkpoint"]
 
 

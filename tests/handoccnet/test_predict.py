@@ -1,0 +1,356 @@
+"""The demo: from a picture and a box to files, against the author's pipeline; left hands, videos, wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from handoccnet import predict as demo
+from handoccnet.convert import checkpoint_of, read_reference, save_checkpoint
+from handoccnet.model import HandOccNet
+from handoccnet.overlay import mesh_overlay, obj_text
+from handoccnet.predict import Predictor, list_files, main, read_pictures
+from shared.camera import project
+from shared.errors import DataError
+from shared.mano import load_mano, save_npz
+from tests.handoccnet.snapshots import GOLDEN, arrays, golden_hand, tiny, write_snapshot
+from tests.handoccnet.test_data import picture
+
+BBOX = "300,180,90,100"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "last.pt"
+    save_checkpoint(path, checkpoint_of(tiny()))
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(picture(5)).save(path, quality=95)
+    return path
+
+
+def run(checkpoint: Path, out: Path, *words: str) -> int:
+    return main([*words, "--checkpoint", str(checkpoint), "--mano", "standin", "--out", str(out)])
+
+
+# ------------------------------------------------------------------------------------------------ against the original
+
+
+def test_obj_text_is_the_originals() -> None:
+    golden = json.loads((GOLDEN / "obj.json").read_text())
+    assert obj_text(golden["verts"], golden["faces"]) == golden["obj"]
+
+
+def test_pipeline_equals_the_originals(tmp_path: Path) -> None:
+    z = arrays("pipeline")
+    network, _ = read_reference(write_snapshot(tmp_path / "snapshot_70.pth.tar"), mano=golden_hand())
+    save_checkpoint(tmp_path / "model.pt", checkpoint_of(network))
+    save_npz(golden_hand(), tmp_path / "right.npz")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was trained with a MANO file.*")
+        predictor = Predictor(tmp_path / "model.pt", str(tmp_path / "right.npz"))
+    (hand,) = predictor.predict([picture(int(arrays("crops")["seed"]))], [z["bbox"]])
+    inside = (hand.keypoints_2d - hand.bbox_xywh[:2]) / hand.bbox_xywh[2:]
+    off = {
+        "box": np.abs(hand.bbox_xywh - z["processed_f64"]).max(),
+        "crop": np.abs(inside - z["joints_crop01"][0]).max(),
+        "px": np.abs(hand.keypoints_2d - z["joints_image_px"][0]).max(),
+        "joints_m": np.abs(hand.joints_mm / 1000 - z["joints_cam"][0]).max(),
+        "verts_m": np.abs(hand.verts_mm[::4] / 1000 - z["verts_cam"][0]).max(),
+    }
+    print("pipeline: max diff " + ", ".join(f"{name} {value:.3g}" for name, value in off.items()))
+    limits = {"box": 1e-4, "crop": 2e-3, "px": 0.5, "joints_m": 5e-4, "verts_m": 5e-4}
+    for name, value in off.items():
+        assert value < limits[name], name
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_all_files_are_written_and_agree(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(checkpoint, out, str(photo), "--bbox", BBOX, "--fit", "--depth", "500") == 0
+    endings = ["", "_3dmesh"]
+    names = {f"photo{e}.{kind}" for e in endings for kind in ("json", "obj")}
+    names |= {f"photo_{e}.png" for e in ("crop", "joints", "mesh", "2d_prediction", "projection")}
+    assert {p.name for p in out.iterdir()} == names
+    record = json.loads((out / "photo.json").read_text())
+    joints = np.array(record["joints_root_mm"])
+    assert joints.shape == (21, 3)
+    assert not joints[0].any()
+    K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+    assert record["camera"] == {"fx": 500.0, "fy": 500.0, "cx": 320.0, "cy": 240.0}
+    off = np.abs(project(np.array(record["joints_mm"]), K) - record["keypoints_2d"]).mean()
+    assert record["reprojection_px"] == pytest.approx(off, rel=1e-6)
+    verts = np.array(
+        [[float(v) for v in line.split()[1:]] for line in (out / "photo.obj").read_text().splitlines()[:778]]
+    )
+    wrist = np.array(record["joints_mm"])[0] - np.array(record["joints_root_mm"])[0]
+    fitted = json.loads((out / "photo_3dmesh.json").read_text())
+    assert set(fitted) == {"hand_scale", "hand_translation", "mano_pose", "mano_shape"}
+    placed = verts * [1, -1, -1] * 1000 + np.array(fitted["hand_translation"]) * 1000
+    assert np.linalg.norm(placed - wrist, axis=1).min() < 40  # the mesh is at the joints
+    assert len(fitted["mano_pose"]) == 48
+    assert Image.open(out / "photo_crop.png").size == (64, 64)
+    assert Image.open(out / "photo_mesh.png").size == (640, 480)
+
+
+def test_without_fit_the_four_files_are_not_written(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    run(checkpoint, tmp_path / "out", str(photo), "--bbox", BBOX)
+    assert not list((tmp_path / "out").glob("*_3dmesh*"))
+
+
+def test_a_left_hand_is_the_mirror_image_of_a_right_one(checkpoint: Path) -> None:
+    predictor = Predictor(checkpoint, "standin")
+    rgb = picture(3)
+    mirrored = np.ascontiguousarray(rgb[:, ::-1])
+    (right,) = predictor.predict([rgb], [[300, 180, 91, 101]])
+    (left,) = predictor.predict([mirrored], [[640 - 300 - 91, 180, 91, 101]], hand="left")
+    np.testing.assert_allclose(left.joints_mm, right.joints_mm * [-1, 1, 1], atol=0.05)
+    np.testing.assert_allclose(left.keypoints_2d, [639, 0] + right.keypoints_2d * [-1, 1], atol=0.05)
+    np.testing.assert_allclose(left.pose.reshape(16, 3), right.pose.reshape(16, 3) * [1, -1, -1], atol=1e-3)
+    assert left.hand == "left"
+
+    def outward(verts: NDArray[np.float64], faces: NDArray[np.int64]) -> float:
+        a, b, c = (verts[faces[:, i]] for i in range(3))
+        return float(np.einsum("ij,ij->", a - verts.mean(0), np.cross(b - a, c - a)))
+
+    assert outward(right.verts_mm, predictor.faces("right")) > 0
+    assert outward(left.verts_mm, predictor.faces("left")) > 0
+
+
+def test_several_pictures_in_a_batch_are_as_one_by_one(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in (1, 2, 10):
+        Image.fromarray(picture(number)).save(folder / f"im{number}.png")
+    Image.fromarray(picture(4)[:300]).save(folder / "im11.png")  # of another size: a batch of its own
+    names = [name for _, name in list_files([str(folder)], tmp_path / "out")]
+    assert names == ["im1", "im2", "im10", "im11"]
+    run(checkpoint, tmp_path / "out", str(folder), "--bbox", BBOX)
+    run(checkpoint, tmp_path / "single", str(folder), "--bbox", BBOX, "--batch_size", "1")
+    for name in names:
+        a, b = (json.loads((tmp_path / where / f"{name}.json").read_text()) for where in ("out", "single"))
+        np.testing.assert_allclose(a["joints_root_mm"], b["joints_root_mm"], atol=0.05)
+        np.testing.assert_allclose(a["keypoints_2d"], b["keypoints_2d"], atol=0.05)
+
+
+def test_boxes_by_file_and_intrinsics(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({"photo.jpg": [300, 180, 90, 100]}))
+    run(checkpoint, tmp_path / "a", str(photo), "--boxes", str(boxes), "--intrinsics", "600,610,310,250")
+    run(checkpoint, tmp_path / "b", str(photo), "--bbox", BBOX)
+    a, b = (json.loads((tmp_path / name / "photo.json").read_text()) for name in "ab")
+    assert a["keypoints_2d"] == b["keypoints_2d"]
+    assert a["camera"] == {"fx": 600.0, "fy": 610.0, "cx": 310.0, "cy": 250.0}
+    boxes.write_text(json.dumps({"other.jpg": [1, 2, 3, 4]}))
+    assert run(checkpoint, tmp_path / "c", str(photo), "--boxes", str(boxes)) == 1
+
+
+def test_animation_frame_by_frame_and_tracking(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [Image.fromarray(picture(seed)) for seed in (1, 30)]
+    images[0].save(tmp_path / "wave.gif", save_all=True, append_images=images[1:])
+    given: list[list[float]] = []
+    original = demo.Predictor.predict
+
+    def spy(self: Predictor, pictures: object, boxes: list[NDArray[np.float64]], **options: object) -> object:
+        given.extend(np.round(box, 3).tolist() for box in boxes)
+        return original(self, pictures, boxes, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(demo.Predictor, "predict", spy)
+    assert run(checkpoint, tmp_path / "out", str(tmp_path / "wave.gif"), "--bbox", BBOX, "--track") == 0
+    first = json.loads((tmp_path / "out/wave/000000.json").read_text())
+    assert (tmp_path / "out/wave/000001.json").is_file()
+    points = np.array(first["keypoints_2d"])
+    assert given[0] == [300, 180, 90, 100]
+    box = np.array(given[1])
+    np.testing.assert_allclose(box[2:], np.ptp(points, axis=0) * 1.2, rtol=1e-3)
+    given.clear()
+    run(checkpoint, tmp_path / "still", str(tmp_path / "wave.gif"), "--bbox", BBOX)
+    assert given == [[300, 180, 90, 100]] * 2
+
+
+def fake_ffmpeg(folder: Path, text: str) -> None:
+    folder.mkdir()
+    program = folder / "ffmpeg"
+    program.write_text(f"#!{sys.executable}\nimport sys\nout = sys.stdout.buffer\n{text}\n")
+    program.chmod(0o755)
+
+
+def test_videos_go_through_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in program that writes what ffmpeg writes for these options."""
+    fake_ffmpeg(tmp_path / "bin", "for i in range(3):\n    out.write(b'P6\\n4 2\\n255\\n' + bytes([10 * i] * 24))")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(b"anything")
+    frames = list(read_pictures([(video, "clip")]))
+    assert [f.name for f in frames] == ["clip/000000", "clip/000001", "clip/000002"]
+    assert frames[2].rgb is not None
+    assert frames[2].rgb.shape == (2, 4, 3)
+    assert (frames[2].rgb == 20).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sys.stderr.write('moov atom not found\\n'); sys.exit(1)", "moov atom not found"),
+        ("pass", "0 frames"),
+        ("out.write(b'GIF89a\\n')", "something else than PPM"),
+    ],
+)
+def test_videos_that_cannot_be_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    fake_ffmpeg(tmp_path / "bin", text)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(b"anything")
+    (frame,) = read_pictures([(video, "clip")])
+    assert frame.rgb is None
+    assert message in frame.problem
+    assert "clip.mp4" in frame.problem
+
+
+def test_the_overlay_lies_where_the_mesh_projects() -> None:
+    model = load_mano("standin")
+    verts = model.v_template * 1000 - model.v_template.mean(0) * 1000 + [20.0, -30, 500]
+    K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+    black = np.zeros((480, 640, 3), np.uint8)
+    drawn = mesh_overlay(black, verts, model.faces, K).any(-1)
+    rows, columns = np.nonzero(drawn)
+    pixels = project(verts, K)
+    assert abs(columns.min() - pixels[:, 0].min()) < 1.5
+    assert abs(rows.max() - pixels[:, 1].max()) < 1.5
+    assert not black.any()
+
+
+# ------------------------------------------------------------------------------------------------ wrong input
+
+
+def test_bad_pictures_are_reported_and_passed_over(
+    checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:3000])
+    (tmp_path / "text.png").write_text("not a picture")
+    words = [str(tmp_path / name) for name in ("broken.jpg", "text.png", "photo.jpg")]
+    assert run(checkpoint, tmp_path / "out", *words, "--bbox", BBOX) == 1
+    captured = capsys.readouterr()
+    assert (tmp_path / "out/photo.json").is_file()
+    assert captured.err.count("error: ") == 2
+    assert "broken.jpg" in captured.err
+    assert "text.png" in captured.err
+    assert "1 pictures" in captured.out
+    assert "2 could not be used" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [("700,10,20,20", "lies outside the picture"), ("10,10,0,20", "no extent"), ("10,10,1,1", "less than two pixels")],
+)
+def test_boxes_that_show_nothing(
+    checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], box: str, message: str
+) -> None:
+    try:
+        assert run(checkpoint, tmp_path / "out", str(photo), "--bbox", box) == 1
+        assert message in capsys.readouterr().err
+    except DataError as error:
+        assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no box is given"),
+        (["--bbox", BBOX, "--boxes", "b.json"], "exclude one another"),
+        (["--bbox", "1,2,3"], "--bbox takes x,y,w,h"),
+        (["--bbox", "1,2,3,nan"], "--bbox takes x,y,w,h"),
+        (["--boxes", "absent.json"], "no such file of boxes"),
+        (["--bbox", BBOX, "--intrinsics", "1,2"], "--intrinsics takes fx,fy,cx,cy"),
+        (["--bbox", BBOX, "--focal", "0"], "focal length must be positive"),
+        (["--bbox", BBOX, "--depth", "-1"], "--depth must not be negative"),
+    ],
+)
+def test_options_that_do_not_fit(checkpoint: Path, photo: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        run(checkpoint, tmp_path / "out", str(photo), *words)
+
+
+def test_what_is_missing_is_said_with_the_remedy(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no checkpoint is given.*handoccnet\.convert"):
+        main([str(photo), "--bbox", BBOX, "--mano", "standin"])
+    with pytest.raises(DataError, match=r"mano\.is\.tue\.mpg\.de.*--mano standin"):
+        main([str(photo), "--bbox", BBOX, "--checkpoint", str(checkpoint)])
+    with pytest.raises(DataError, match="no picture is given"):
+        run(checkpoint, tmp_path, "--bbox", BBOX)
+    with pytest.raises(DataError, match="no such picture or folder"):
+        run(checkpoint, tmp_path, "absent.jpg", "--bbox", BBOX)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"suffix '\.txt'"):
+        run(checkpoint, tmp_path, str(tmp_path / "notes.txt"), "--bbox", BBOX)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="the folder holds no"):
+        run(checkpoint, tmp_path, str(tmp_path / "empty"), "--bbox", BBOX)
+    Image.fromarray(picture(1)).save(tmp_path / "photo.png")
+    with pytest.raises(DataError, match=r"would write the same photo\.json"):
+        run(checkpoint, tmp_path, str(photo), str(tmp_path / "photo.png"), "--bbox", BBOX)
+    boxes = tmp_path / "boxes.json"
+    for content, message in (("[1]", "not a file of boxes"), ('{"a.jpg": [1, 2]}', "expected four numbers")):
+        boxes.write_text(content)
+        with pytest.raises(DataError, match=message):
+            run(checkpoint, tmp_path, str(photo), "--boxes", str(boxes))
+
+
+def test_a_video_without_ffmpeg_stops_at_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    with pytest.raises(DataError, match="videos need the program ffmpeg"):
+        run(checkpoint, tmp_path / "out", str(tmp_path / "clip.mp4"), "--bbox", BBOX)
+
+
+def test_a_damaged_animation_is_named(tmp_path: Path) -> None:
+    (tmp_path / "wave.gif").write_bytes(b"GIF89a damaged")
+    (frame,) = read_pictures([(tmp_path / "wave.gif", "wave")])
+    assert frame.rgb is None
+    assert "wave.gif" in frame.problem
+
+
+def test_another_methods_checkpoint_is_refused(photo: Path, tmp_path: Path) -> None:
+    torch.save({"format": "handpose/v2v_posenet", "version": 1}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="handpose/v2v_posenet"):
+        run(tmp_path / "other.pt", tmp_path / "out", str(photo), "--bbox", BBOX)
+
+
+def test_obj_refuses_what_is_no_mesh() -> None:
+    with pytest.raises(DataError, match="expected finite vertices"):
+        obj_text([[0.0, np.nan, 1.0]], [[0, 0, 0]])
+
+
+def test_the_program_ends_with_one_line(photo: Path) -> None:
+    command = [sys.executable, "-m", "handoccnet.predict", str(photo), "--bbox", BBOX]
+    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no checkpoint is given")
+
+
+def test_sizes_of_the_published_network_are_the_default() -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in HandOccNet(load_mano("standin")).parameters())
+    assert 39_000_000 < count < 40_000_000

@@ -1,8 +1,9 @@
 """Times HandOccNet's samples, metrics and translation fit: ``python -m benchmarks.bm_handoccnet_data``.
 
 The baselines are the original's ways of computing the same things, written again: the whole picture reversed and turned
-to floats before the crop is cut; one frame, one hand after the other. Ratios are of one run on one core, medians of
-the CPU time of alternating blocks (so that other programs on the machine count less); they go to ``benchmarks/results/handoccnet_data.json``.
+to floats before the crop is cut; one frame, one hand after the other. Ratios are of one run on one core, medians of the
+CPU time of alternating blocks (so that other programs on the machine count less); they go to
+``benchmarks/results/handoccnet_data.json``.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ class PredictConfig:
         images: pictures, folders of them, animations or videos
         checkpoint: a run's checkpoint, or a converted snapshot
         bbox: x,y,w,h around the hand, counted from the top left corner [pixels]
-        boxes: JSON file with a box for each picture, by file name (an alternative to bbox)
+        boxes: JSON file with a box for each picture by file name, or a COCO-like annotation file, instead of bbox
         out: folder for the results
         hand: which hand it is; a left one is mirrored for the network and back
         mano: MANO_RIGHT.pkl, or an .npz made by python -m shared.mano_import, or the word standin

@@ -214,7 +214,7 @@ def _open(
             "DexYCB's left hands need the left hand's PCA components",
             remedy="give --data.mano_left MANO_LEFT.pkl, use --data.sides right, or name --data.annotations",
         )
-    components = {m.side: m.hands_components for m in (right, left) if m is not None}
+    components: dict[str, Float] = {m.side: m.hands_components for m in (right, left) if m is not None}
     index = _index(options, name)
     toolkit = dexycb.open(
         root, name, depth=False, sides=sides, hands_components=components, missing=missing, index=index
@@ -246,7 +246,8 @@ def _progress(frames: _Frames, what: str) -> Iterable[Frame]:
     from tqdm import tqdm
 
     quiet = not sys.stderr.isatty()
-    return tqdm(frames, desc=what, unit="frame", mininterval=20 if quiet else 0.5)
+    bar: Iterable[Frame] = tqdm(frames, desc=what, unit="frame", mininterval=20 if quiet else 0.5)
+    return bar
 
 
 def _row(frame: Frame, hands_mean: Float, options: DataOptions, split: Split) -> dict[str, Any]:

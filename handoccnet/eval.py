@@ -167,9 +167,9 @@ def predict_all(network: nn.Module, labels: Labels, options: EvalConfig, *, size
             hand = network(batch["image"].to(device))
             values = [hand[key].cpu().numpy() for key in ("joints_mm", "verts_mm")]
             joints, mesh = to_camera(values[0], values[1], batch["root_mm"].numpy(), batch["left"].numpy())
-            for name, ok in zip(batch["name"], np.isfinite(joints).all((1, 2)), strict=True):
-                if not ok:
-                    raise DataError(f"the network's prediction for {name} is not finite")
+            bad = np.flatnonzero(~np.isfinite(joints).all((1, 2)))
+            if len(bad):
+                raise DataError(f"the network's prediction for {batch['name'][bad[0]]} is not finite")
             pred.append(joints)
             verts.append(mesh)
             bar.update(len(joints))

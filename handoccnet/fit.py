@@ -73,7 +73,7 @@ def fit_translation(
     if depth_mm is not None:
         prior = torch.as_tensor(np.broadcast_to(np.asarray(depth_mm, np.float64), (len(joints),)) / 1000)
         if not bool((torch.isfinite(prior) & (prior > 0)).all()):
-            raise DataError(f"the expected depth must be positive, got {np.round(depth_mm, 3)} mm")
+            raise DataError(f"the expected depth must be positive, got {np.asarray(depth_mm).tolist()} mm")
     problem = _Problem(joints, pixels, camera, prior, depth_weight)
     starts = [problem.linear(prior=False)]
     if prior is not None:

@@ -170,20 +170,34 @@ def parse_numbers(flag: str, text: str, names: str) -> Float:
 
 
 def read_boxes(path: str) -> dict[str, Float]:
-    """``{"photo.jpg": [x, y, w, h], ...}``."""
+    """Boxes by picture, of ``{"photo.jpg": [x, y, w, h], ...}`` or of a COCO-like annotation file.
+
+    Raises:
+        MissingFileError, DataError: no such file; another structure, a box that is not four finite numbers.
+    """
     remedy = 'write {"photo.jpg": [340, 232, 120, 140], ...}'
     file = Path(path)
     if not file.is_file():
         raise MissingFileError("no such file of boxes", path=file, remedy=remedy)
     try:
         content = json.loads(file.read_bytes()[: 64 << 20])
+        if "images" in content and "annotations" in content:
+            names = {image["id"]: image["file_name"] for image in content["images"]}
+            content = {names[a["image_id"]]: a["bbox"] for a in content["annotations"]}
         boxes = {str(name): np.array(box, np.float64) for name, box in content.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"not a file of boxes ({error})", path=file, remedy=remedy) from None
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise DataError(f"not a file of boxes ({error!r})", path=file, remedy=remedy) from None
     for name, box in boxes.items():
         if box.shape != (4,) or not np.isfinite(box).all():
             raise DataError(f"{name}: expected four numbers x, y, w, h", path=file, remedy=remedy)
     return boxes
+
+
+def box_of(item: Picture, boxes: dict[str, Float]) -> Float | None:
+    """The box of a picture under its result's name, its path, or any end of the path (``rgb/0000.png``)."""
+    parts = item.source.parts
+    keys = [item.name, *("/".join(parts[start:]) for start in range(len(parts)))]
+    return next((boxes[key] for key in keys if key in boxes), None)
 
 
 def camera_of(options: PredictConfig, image_size: tuple[int, int]) -> Float:
@@ -459,7 +473,7 @@ def _box_for(
             return check_bbox(tracked, size, name=item.name)
         except DataError:
             pass  # the hand has left the picture: look where it was given
-    box = fixed if fixed is not None else next((boxes[k] for k in (item.source.name, item.name) if k in boxes), None)
+    box = fixed if fixed is not None else box_of(item, boxes)
     if box is None:
         raise DataError(f"{item.source}: the file of boxes has none for {item.source.name}")
     return check_bbox(box, size, name=str(item.source))

@@ -78,7 +78,7 @@ def prepare(options: DataOptions, out: str | Path) -> list[tuple[Path, int]]:
     if options.dataset == "ho3d":
         for split in ("train", "evaluation"):
             if (root / f"{split}.txt").is_file():
-                reader = ho3d.open(root, split, depth=False)  # type: ignore[arg-type]
+                reader = ho3d.open(root, split, depth=False)
                 suffix = {"v2": ".png", "v3": ".jpg"}[reader.version]
                 print(reader.summary())
                 path = Path(out) / f"HO3D_{split}_data.json"
@@ -96,7 +96,7 @@ def prepare(options: DataOptions, out: str | Path) -> list[tuple[Path, int]]:
                 "DexYCB's left hands need the left hand's PCA components",
                 remedy="give --mano_left MANO_LEFT.pkl, or take --sides right",
             )
-        components = {m.side: m.hands_components for m in (right, left) if m is not None}
+        components: dict[str, Any] = {m.side: m.hands_components for m in (right, left) if m is not None}
         for part in ("train", "val", "test"):
             reader = dexycb.open(
                 root, f"s0_{part}", depth=False, sides=sides, hands_components=components, missing="skip"

@@ -3,8 +3,8 @@
     python -m shared.mano_import --input MANO_RIGHT.pkl --output mano/MANO_RIGHT.npz
 
 Nothing in the pickle is executed and neither chumpy nor SciPy is needed (:mod:`shared.safe_io`). The ``.npz`` loads
-without pickle, everywhere a MANO file is asked for, to the same bits. Beside it goes a ``.json`` with the sha256 of both
-files. The arrays stay under MANO's licence: do not pass them on.
+without pickle, everywhere a MANO file is asked for, to the same bits. Beside it goes a ``.json`` with the sha256 of
+both files. The arrays stay under MANO's licence: do not pass them on.
 """
 
 from __future__ import annotations

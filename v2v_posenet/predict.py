@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.camera import project
 from shared.datasets.base import Frame
 from shared.errors import DataError, MissingFileError, exit_on_error
 from v2v_posenet import centers
@@ -330,7 +331,7 @@ class CenterFinder:
         box = np.array(centers.cube_box(center, self.cube_mm, self.K))
         width, height = image.image_size
         if box[2] <= 0 or box[3] <= 0 or box[0] >= width or box[1] >= height:
-            u, v = centers.project(center, self.K)
+            u, v = project(center, self.K)
             where = f"at pixel ({u:.0f}, {v:.0f}) of {width}x{height}"
             return f"the hand lies outside the image: the centre ({text}) mm is {where}"
         left, top, right, bottom = np.clip(box - [*image.crop_xy] * 2, 0, [*image.depth_mm.shape[::-1]] * 2)

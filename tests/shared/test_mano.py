@@ -21,7 +21,6 @@ from shared.mano import (
     ManoLayer,
     ManoModel,
     load_mano,
-    main,
     mirror_model,
     mirror_pose,
     project_to_rotmat,
@@ -29,6 +28,7 @@ from shared.mano import (
     rotvec_to_rotmat,
     save_npz,
 )
+from shared.mano_import import main
 from shared.safe_io import load_npz
 from tests.golden.fill import uniform
 
@@ -165,7 +165,7 @@ def test_npz_round_trip_is_bit_identical(model: ManoModel, tmp_path: Path) -> No
 def test_program_checks_and_converts(
     model: ManoModel, pickle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(pickle_path), "--out", str(tmp_path / "mano.npz")]) == 0
+    assert main(["--input", str(pickle_path), "--output", str(tmp_path / "mano.npz")]) == 0
     printed = capsys.readouterr().out
     assert model.sha256 in printed
     assert "right hand" in printed

@@ -109,7 +109,7 @@ def test_options_that_do_not_fit(official: Path, tmp_path: Path) -> None:
     import_mano(Options(input=str(official), output=str(tmp_path / "right.npz")))
     with pytest.raises(DataError, match="the same file"):
         import_mano(Options(input=str(tmp_path / "right.npz"), output=str(tmp_path / "right.npz")))
-    with pytest.raises(DataError, match="absent.pkl"):
+    with pytest.raises(DataError, match=r"absent\.pkl"):
         import_mano(Options(input=str(tmp_path / "absent.pkl")))
 
 

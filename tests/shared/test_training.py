@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-# step 0: before any checkpoint; 4: mid-epoch, just after one; 5: last of an epoch; 6: first of the next; 17: the very last
+# step 0: before any checkpoint; 4: mid-epoch, just after one; 5: last of an epoch; 6: first of the next; 17: the last
 @pytest.mark.parametrize(("step", "workers"), [(0, 0), (4, 0), (5, 0), (6, 2), (17, 2)])
 def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path, step: int, workers: int) -> None:
     run = tmp_path / "run"

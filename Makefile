@@ -3,9 +3,11 @@
 #   DATASET=name  for check-data: msra, icvl, nyu, hands2017, itop-front, ho3d-v2, dexycb, stb, ...
 #   CONFIG=name   a preset of the method (v2v_posenet/configs/name.yaml) or a path to a YAML file
 #   RUN=dir       folder of the run          CKPT=file  checkpoint to evaluate or to predict with
+#   MANO=file     MANO_RIGHT.pkl, or the .npz that `make mano` made of it; not needed for the stand-ins
 #   ARGS="..."    anything else, handed to the program as it is
 
 DATA ?=
+MANO ?=
 CONFIG ?= $(if $(DATA),paper,standin)
 CKPT ?=
 ARGS ?=
@@ -19,7 +21,7 @@ STANDIN := data/standin
 config = $(if $(wildcard $(CONFIG)),$(CONFIG),$(1)/configs/$(CONFIG).yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install kernels data-msra check-data train-v2v eval-v2v predict-v2v score test lint bench clean
+.PHONY: help install kernels data-msra check-data train-v2v eval-v2v predict-v2v data-ho3d mano train-handoccnet eval-handoccnet demo-handoccnet score viewer demo-v2v kernels-gpu test lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,10 +45,11 @@ data-msra: $(STANDIN)/msra/standin.json ## make the stand-in MSRA data: 2,000 de
 $(STANDIN)/msra/standin.json: | $(STAMP)
 	$(PY) -m shared.standin.msra --out $(STANDIN)/msra --frames 2000 --seed 0 --workers 2
 
+standin_frames = $(if $(filter ho3d,$*),800,64)
 # a small stand-in of any other set, made beside its place so that an interrupted one is not taken for whole
 $(STANDIN)/%/standin.json: | $(STAMP)
-	$(PY) -m shared.standin.all --out $(STANDIN)/.part --datasets $* --frames 64 --seed 0
-	rm -rf $(STANDIN)/$* && mv $(STANDIN)/.part/$* $(STANDIN)/$* && echo '{"frames": 64, "seed": 0}' > $@
+	$(PY) -m shared.standin.all --out $(STANDIN)/.part --datasets $* --frames $(standin_frames) --seed 0
+	rm -rf $(STANDIN)/$* && mv $(STANDIN)/.part/$* $(STANDIN)/$* && echo '{"frames": $(standin_frames), "seed": 0}' > $@
 
 DATASET ?= msra
 check-data: $(STAMP) ## look through your copy of a data set: DATASET=nyu DATA=/path
@@ -78,8 +81,64 @@ predict-v2v: $(STAMP) $(if $(ARGS),,$(STANDIN)/msra/standin.json) ## joints of y
 	@test -f $(V2V_CKPT) || { echo "error: no checkpoint at $(V2V_CKPT); make train-v2v trains one, CKPT=file names another" >&2; exit 2; }
 	$(PY) -m v2v_posenet.predict --checkpoint $(V2V_CKPT) $(or $(ARGS),$(STANDIN)/msra/P3/5 --dataset msra --out runs/v2v/predict)
 
+# ---- HO-3D stand-in and HandOccNet
+
+data-ho3d: $(STANDIN)/ho3d/standin.json ## make the stand-in HO-3D data: 800 + 400 pictures of a procedural hand with an object
+
+mano: $(STAMP) ## read MANO_RIGHT.pkl without executing anything, save it as plain arrays: MANO=/path/MANO_RIGHT.pkl
+	@test -n "$(MANO)" || { echo "error: name the file: make mano MANO=/path/MANO_RIGHT.pkl (mano.is.tue.mpg.de, registration)" >&2; exit 2; }
+	$(PY) -m shared.mano_import --input $(MANO) --output data/mano/$(basename $(notdir $(MANO))).npz $(ARGS)
+
+HON_RUN = $(or $(RUN),runs/handoccnet/$(basename $(notdir $(CONFIG))))
+HON_DATA = $(or $(DATA),$(STANDIN)/ho3d)
+HON_CKPT = $(or $(CKPT),$(HON_RUN)/checkpoints/last.pt)
+HON_MANO = $(or $(MANO),$(if $(DATA),,standin))
+hon_mano = $(if $(HON_MANO),--data.mano $(HON_MANO)) $(if $(MANO_LEFT),--data.mano_left $(MANO_LEFT))
+hon_resume = $(if $(wildcard $(HON_RUN)/checkpoints/last.pt),--resume)
+hon_train = $(PY) -m handoccnet.train --config $(call config,handoccnet) --data.root $(HON_DATA) $(hon_mano) --run $(HON_RUN) $(hon_resume) $(ARGS)
+
+train-handoccnet: $(STAMP) $(if $(DATA),,data-ho3d) ## train HandOccNet, evaluate it, write a report with pictures; again: continue
+	$(hon_train)
+	$(PY) -m handoccnet.eval $(HON_RUN)/checkpoints/last.pt --data.root $(HON_DATA) $(hon_mano)
+
+eval-handoccnet: $(STAMP) $(if $(DATA),,data-ho3d) ## evaluate HandOccNet, write pred.json and the challenge's zip (trains the stand-in first if there is none)
+ifeq ($(CKPT),)
+	@test -f $(HON_CKPT) || echo "no checkpoint at $(HON_CKPT): training one first"
+	$(if $(wildcard $(HON_CKPT)),,$(hon_train))
+endif
+	$(PY) -m handoccnet.eval $(HON_CKPT) --data.root $(HON_DATA) $(hon_mano) $(if $(CKPT)$(wildcard $(HON_CKPT)),$(ARGS))
+
+# without ARGS: two stand-in pictures with the boxes of their annotations
+HON_BOXES := $(STANDIN)/ho3d/annotations/HO3D_evaluation_data.json
+hon_demo = $(STANDIN)/ho3d/evaluation/SM1/rgb/0000.png $(STANDIN)/ho3d/evaluation/AP10/rgb/0001.png --boxes $(HON_BOXES) --fit --out runs/handoccnet/demo
+
+demo-handoccnet: $(STAMP) $(if $(ARGS),,$(HON_BOXES)) ## mesh of a hand in your picture: ARGS="photo.jpg --bbox 340,232,120,140 --out out" MANO=... CKPT=...
+	@test -f $(HON_CKPT) || { echo "error: no checkpoint at $(HON_CKPT); make train-handoccnet trains one, CKPT=file names another" >&2; exit 2; }
+	$(PY) -m handoccnet.predict --checkpoint $(HON_CKPT) $(if $(HON_MANO),--mano $(HON_MANO)) $(or $(ARGS),$(hon_demo))
+
+$(HON_BOXES): $(STANDIN)/ho3d/standin.json
+	$(PY) -m handoccnet.prepare --dataset ho3d --root $(STANDIN)/ho3d --mano standin
+
+# ---- anybody's results
+
 score: $(STAMP) ## score anyone's predictions: ARGS="--dataset icvl --predictions FILE --ground-truth FILE"
 	$(PY) -m shared.score $(or $(ARGS),--help)
+
+# ---- optional extras: a viewer, a demo, and nvcc for machines with a GPU but no CUDA toolkit
+
+.venv/.viewer .venv/.demo .venv/.gpu: .venv/.%: requirements/%.txt $(STAMP)
+	$(PY) -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
+viewer: .venv/.viewer ## turn predicted and labelled hands in the browser: RUN=folder, or ARGS="--dataset msra --predictions FILE --ground-truth FILE"
+	$(PY) -m shared.viewer $(if $(findstring --predictions,$(ARGS))$(findstring --eval,$(ARGS)),,--eval $(V2V_RUN)/eval) $(ARGS)
+
+demo-v2v: .venv/.demo ## a page on this machine to try a checkpoint of V2V-PoseNet on depth images: CKPT=file
+	@test -f $(V2V_CKPT) || { echo "error: no checkpoint at $(V2V_CKPT); make train-v2v trains one, CKPT=file names another" >&2; exit 2; }
+	$(PY) -m v2v_posenet.demo --checkpoint $(V2V_CKPT) $(ARGS)
+
+kernels-gpu: .venv/.gpu ## build the CUDA kernels with nvcc from Python packages (no CUDA toolkit needed)
+	$(MAKE) kernels
 
 # ---- the project itself
 

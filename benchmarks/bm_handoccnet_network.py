@@ -1,6 +1,7 @@
 """HandOccNet's network beside the original's way of computing it: forward passes and a training step, one run.
 
     python -m benchmarks.bm_handoccnet_network [--threads 2] [--rounds 5] [--out FILE]
+    python -m benchmarks.bm_handoccnet_network --checkpoint FILE --data STANDIN_HO3D   (what bfloat16 changes)
 
 "original's way": query, key and value each as a product, both (B, heads, N, N) maps of a FIT layer in memory,
 contiguous float32, batch norms as layers, the 3x3 smoothing at full size and the one whose result nobody reads. It has
@@ -32,6 +33,7 @@ from torch.nn import functional as F
 
 from handoccnet.attention import AttentionLayer
 from handoccnet.backbone import Backbone
+from handoccnet.convert import load_checkpoint
 from handoccnet.inference import prepare
 from handoccnet.losses import hand_losses
 from handoccnet.model import HandOccNet
@@ -123,10 +125,10 @@ def training_variants(network: HandOccNet, image: Tensor) -> dict[str, Run]:
     target = network.hand.targets(0.3 * torch.randn(batch, 48), torch.randn(batch, 10))
     target["joints_img"] = torch.rand(batch, 21, 2)
 
-    def variant(model: HandOccNet, layout: torch.memory_format, half: bool) -> Run:
+    def variant(model: HandOccNet, layout: torch.memory_format, *, fused: bool = False, half: bool = False) -> Run:
         model = model.train().to(memory_format=layout)  # type: ignore[call-overload]
         x = image.contiguous(memory_format=layout)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.0)  # the same weights for every round
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.0, fused=fused)  # the same weights for every round
 
         def step() -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -140,11 +142,37 @@ def training_variants(network: HandOccNet, image: Tensor) -> dict[str, Run]:
         return step
 
     return {
-        "original's way": variant(original_way(network), torch.contiguous_format, False),
-        "float32": variant(copy.deepcopy(network), torch.contiguous_format, False),
-        "float32, channels last": variant(copy.deepcopy(network), torch.channels_last, False),
-        "bfloat16 autocast, channels last": variant(copy.deepcopy(network), torch.channels_last, True),
+        "original's way": variant(original_way(network), torch.contiguous_format),
+        "float32, channels last": variant(copy.deepcopy(network), torch.channels_last),
+        "the same, fused Adam": variant(copy.deepcopy(network), torch.channels_last, fused=True),
+        "the same, bfloat16 autocast": variant(copy.deepcopy(network), torch.channels_last, fused=True, half=True),
     }
+
+
+def half_precision_on(checkpoint: Path, root: str) -> dict[str, float]:
+    """What bfloat16 changes on trained weights: joints with the wrist subtracted, mm, over a HO-3D evaluation split."""
+    from handoccnet.config import DataOptions
+    from handoccnet.data import HandSamples, load_labels, open_mano
+
+    saved = load_checkpoint(checkpoint)
+    data = DataOptions(**{**saved.extra["data"], "root": root})
+    right, left = open_mano(data)
+    samples = HandSamples(load_labels(data, "test", right, left), size=int(saved.model["image_size"]))
+    network = saved.build(right)
+    models = {"float32": prepare(network, precision="float32"), "bfloat16": prepare(network, precision="bfloat16")}
+    found: dict[str, list[Tensor]] = {"plain": [], **{name: [] for name in models}}
+    with torch.inference_mode():
+        for first in range(0, len(samples), 16):
+            image = samples.collate([samples[i] for i in range(first, min(first + 16, len(samples)))])["image"]
+            for name, model in {"plain": network, **models}.items():
+                joints = model(image)["joints_mm"]
+                found[name].append(joints - joints[:, :1])
+    plain = torch.cat(found["plain"])
+    rows: dict[str, float] = {"frames": float(len(plain))}
+    for name in models:
+        distance = (torch.cat(found[name]) - plain).norm(dim=-1)
+        rows[f"{name}_mean_mm"], rows[f"{name}_max_mm"] = float(distance.mean()), float(distance.max())
+    return rows
 
 
 def measure(variants: dict[str, Run], rounds: int) -> dict[str, dict[str, float]]:
@@ -183,10 +211,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each forward pass; training runs half as many")
     parser.add_argument("--only", choices=list(TABLES.values()), help="one of the tables; the others in the file stay")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/handoccnet_network.json"))
+    parser.add_argument("--checkpoint", type=Path, help="with --data: only state what bfloat16 changes on its weights")
+    parser.add_argument("--data", default="data/standin/ho3d", help="root of the HO-3D tree for --checkpoint")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    network = trained_like()
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    if args.checkpoint is not None:
+        results["bfloat16 on trained weights"] = half_precision_on(args.checkpoint, args.data)
+        print(results["bfloat16 on trained weights"])
+        atomic_write_text(args.out, json.dumps(results, indent=1) + "\n")
+        return
+    network = trained_like()
     for batch, title in TABLES.items():
         if args.only not in (None, title):
             continue

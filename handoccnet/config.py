@@ -186,7 +186,7 @@ class EvalConfig:
     Args:
         checkpoint: checkpoint of a run
         out: folder of the results; empty means eval/ in the run's folder, or beside the checkpoint
-        tips: fingertip vertices of the predicted joints; manopth as in the original, ho3d as in HO-3D's own labels
+        tips: fingertip vertices of the predicted joints, ho3d for those of HO-3D's own labels; default: the network's
         precision: of the network: float32 or bfloat16
         device: cpu, cuda, or auto
         batch_size: crops per network call [crops]
@@ -197,7 +197,7 @@ class EvalConfig:
 
     checkpoint: list[str] = field(default_factory=list)
     out: str = ""
-    tips: TipsName = "manopth"
+    tips: TipsName | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: int = 32

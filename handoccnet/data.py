@@ -120,11 +120,14 @@ class Labels:
 # ------------------------------------------------------------------------------------------------ reading labels
 
 
-def load_labels(options: DataOptions, split: Split, right: ManoModel, left: ManoModel | None = None) -> Labels:
+def load_labels(
+    options: DataOptions, split: Split, right: ManoModel, left: ManoModel | None = None, *, verts: bool = False
+) -> Labels:
     """Reads and checks every label of a split.
 
     Training frames whose box misses the picture are left out and counted, as in the original; a test frame is never
-    left out: HO-3D's must have a box, DexYCB's gets the whole picture.
+    left out: HO-3D's must have a box, DexYCB's gets the whole picture. ``verts`` also reads HO-3D's true meshes where
+    they are there (half a gigabyte of text for the whole evaluation split).
 
     Raises:
         DataError: no root, bad or missing files, labels that are not finite, a test box outside the picture, left hands
@@ -135,7 +138,7 @@ def load_labels(options: DataOptions, split: Split, right: ManoModel, left: Mano
             "--data.root is empty: it names the folder of the data set",
             remedy="make data-ho3d writes a licence-free stand-in to data/standin/ho3d",
         )
-    frames, path_of, complete = _open(options, split, right, left)
+    frames, path_of, complete = _open(options, split, right, left, verts)
     rows: list[dict[str, Any]] = []
     dropped = 0
     for frame in _progress(frames, f"labels of {options.dataset} {split}"):
@@ -159,11 +162,11 @@ def load_labels(options: DataOptions, split: Split, right: ManoModel, left: Mano
     columns: dict[str, Any] = {key: [row[key] for row in rows] for key in rows[0]}
     for key in columns.keys() - {"names", "paths", "verts_mm"}:
         columns[key] = np.array(columns[key])
-    verts = columns.pop("verts_mm")
+    meshes = columns.pop("verts_mm")
     note = f"; {dropped} left out because their box misses the picture" if dropped else ""
     labels = Labels(
         **columns,
-        verts_mm=None if any(v is None for v in verts) else np.array(verts, np.float32),
+        verts_mm=None if any(v is None for v in meshes) else np.array(meshes, np.float32),
         summary=frames.summary() + note,
         complete=complete and not dropped,
     )
@@ -187,7 +190,7 @@ class _Frames:
 
 
 def _open(
-    options: DataOptions, split: Split, right: ManoModel, left: ManoModel | None
+    options: DataOptions, split: Split, right: ManoModel, left: ManoModel | None, with_verts: bool
 ) -> tuple[_Frames, Callable[[Frame], Path], bool]:
     """(frames, picture of a frame, whether nothing of the list was left out)."""
     root = Path(options.root)
@@ -196,7 +199,7 @@ def _open(
         part: Literal["train", "evaluation"] = "train" if split == "train" else "evaluation"
         if options.annotations:
             return _annotated(root / part, Path(options.annotations) / f"HO3D_{part}_data.json", missing)
-        verts = part == "evaluation" and (root / "evaluation_verts.json").is_file()
+        verts = with_verts and part == "evaluation" and (root / "evaluation_verts.json").is_file()
         official = ho3d.open(root, part, depth=False, verts=verts, missing=missing, index=_index(options, part))
         if split == "test" and official.unlabelled:
             raise DataError(

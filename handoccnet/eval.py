@@ -85,12 +85,14 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     checkpoint = load_checkpoint(options.checkpoint[0])
     data = data_options(options, checkpoint.extra.get("data", {}))
     right, left = open_mano(data)
-    labels = load_labels(data, "test", right, left)
+    labels = load_labels(data, "test", right, left, verts=True)
     print(labels.summary, flush=True)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     network = prepare(checkpoint.build(right), device=device, precision=options.precision)
     pred_mm, verts_mm = predict_all(network, labels, options, size=int(checkpoint.model["image_size"]))
-    pred_mm = with_tips(pred_mm, verts_mm, options.tips)
+    if options.tips is not None:
+        pred_mm = with_tips(pred_mm, verts_mm, options.tips)
+    tips = options.tips or checkpoint.model["tips"]
 
     out = output_folder(options)
     epoch = int(checkpoint.extra.get("epoch", 0))
@@ -107,7 +109,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
         "complete": labels.complete,
         "protocol": "wrist moved to the annotated one; PA: similarity, proper rotation; AUC of PA joints, 0 to 50 mm",
         "meshes": truth,
-        "tips": options.tips,
+        "tips": tips,
         **scores(pred_mm, verts_mm, labels.joints_mm, gt_verts_mm),
         "official": official_scores(data.dataset, pred_mm, verts_mm, labels, gt_verts_mm),
         "checkpoint": str(options.checkpoint[0]),
@@ -124,7 +126,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     write_report(
         out / "report.html",
         title=f"HandOccNet on {data.dataset} ({metrics['split']})",
-        config={**checkpoint.model, "epoch": epoch, "tips": options.tips, "box_rule": data.box_rule},
+        config={**checkpoint.model, "epoch": epoch, "tips": tips, "box_rule": data.box_rule},
         gt_mm=labels.joints_mm,
         pred_mm=pred_mm,
         baseline_mm=baseline_mm,

@@ -187,12 +187,12 @@ class _Problem:
         def closure() -> Tensor:
             optimizer.zero_grad()
             loss = self.objective(t).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
         best, value, before = start, self.objective(start), float("inf")
         for _ in range(300):
-            loss = float(optimizer.step(closure).detach())  # type: ignore[no-untyped-call]
+            loss = float(optimizer.step(closure).detach())
             with torch.no_grad():
                 now = self.objective(t)
                 best = torch.where((now < value)[:, None], t, best)

@@ -240,6 +240,22 @@ class HandPrediction:
     hand: Literal["right", "left"]
 
 
+def square_of(
+    bbox_xywh: ArrayLike, image_size: tuple[int, int], rule: Literal["reference", "clipped"], name: str
+) -> Float:
+    """(4,) the square that is cut out around a user's box.
+
+    Raises:
+        DataError: a box without extent, outside the picture, or of a single pixel; names ``name``.
+    """
+    from handoccnet.affine import check_bbox, square_bbox
+
+    box = square_bbox(check_bbox(bbox_xywh, image_size, name=name), image_size, DEMO_EXPANSION, rule=rule)
+    if np.isnan(box).any():
+        raise DataError(f"{name}: the box shows less than two pixels", remedy="give a larger box")
+    return box
+
+
 class Predictor:
     """A loaded network: pictures and boxes in, hands out.
 
@@ -293,7 +309,7 @@ class Predictor:
         """
         import torch
 
-        from handoccnet.affine import apply_affine, check_bbox, square_bbox
+        from handoccnet.affine import apply_affine
         from handoccnet.data import cut
         from shared.datasets.mirror import mirror_pose
 
@@ -301,11 +317,7 @@ class Predictor:
         crops, squares = [], []
         for number, (rgb, given) in enumerate(zip(pictures, boxes_xywh, strict=True)):
             size = (rgb.shape[1], rgb.shape[0])
-            box = square_bbox(
-                check_bbox(given, size, name=f"picture {number + 1}"), size, DEMO_EXPANSION, rule=box_rule
-            )
-            if np.isnan(box).any():
-                raise DataError(f"picture {number + 1}: the box shows less than two pixels", remedy="give a larger box")
+            box = square_of(given, size, box_rule, f"picture {number + 1}")
             squares.append(box)
             crops.append(cut(rgb, box, left=left, size=self.size))
         with torch.inference_mode():
@@ -448,7 +460,7 @@ def predict(options: PredictConfig) -> int:
             if item.rgb is None:
                 raise DataError(item.problem)
             size = (item.rgb.shape[1], item.rgb.shape[0])
-            box = _box_for(item, fixed, boxes, tracked if options.track else None, size)
+            box = _box_for(item, fixed, boxes, tracked if options.track else None, options.box_rule, size)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
@@ -464,19 +476,25 @@ def predict(options: PredictConfig) -> int:
 
 
 def _box_for(
-    item: Picture, fixed: Float | None, boxes: dict[str, Float], tracked: Float | None, size: tuple[int, int]
+    item: Picture,
+    fixed: Float | None,
+    boxes: dict[str, Float],
+    tracked: Float | None,
+    rule: Literal["reference", "clipped"],
+    size: tuple[int, int],
 ) -> Float:
-    from handoccnet.affine import check_bbox
-
+    """The box of a picture, after the checks that must not come in the middle of a batch."""
     if tracked is not None:
         try:
-            return check_bbox(tracked, size, name=item.name)
+            square_of(tracked, size, rule, item.name)
+            return tracked
         except DataError:
             pass  # the hand has left the picture: look where it was given
     box = fixed if fixed is not None else box_of(item, boxes)
     if box is None:
         raise DataError(f"{item.source}: the file of boxes has none for {item.source.name}")
-    return check_bbox(box, size, name=str(item.source))
+    square_of(box, size, rule, str(item.source))
+    return box
 
 
 def _predict_batch(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shared.errors import DataError, exit_on_error
+from shared.errors import DataError, MissingFileError, exit_on_error
 from shared.options import parse
 
 if TYPE_CHECKING:
@@ -98,9 +98,13 @@ def prepare(options: DataOptions, out: str | Path) -> list[tuple[Path, int]]:
             )
         components: dict[str, Any] = {m.side: m.hands_components for m in (right, left) if m is not None}
         for part in ("train", "val", "test"):
-            reader = dexycb.open(
-                root, f"s0_{part}", depth=False, sides=sides, hands_components=components, missing="skip"
-            )
+            try:
+                reader = dexycb.open(
+                    root, f"s0_{part}", depth=False, sides=sides, hands_components=components, missing="skip"
+                )
+            except MissingFileError as error:
+                print(f"s0_{part} is passed over: {error}")
+                continue
             print(reader.summary())
             path = Path(out) / f"DEX_YCB_s0_{part}_data.json"
             count = handoccnet_json.write_annotations(
@@ -108,7 +112,8 @@ def prepare(options: DataOptions, out: str | Path) -> list[tuple[Path, int]]:
             )
             written.append((path, count))
     if not written:
-        raise DataError("neither train.txt nor evaluation.txt is there", path=root, remedy="unpack HO-3D there")
+        what = "neither train.txt nor evaluation.txt" if options.dataset == "ho3d" else "no frame of any split"
+        raise DataError(f"{what} is there", path=root, remedy="unpack the data set there")
     return written
 
 

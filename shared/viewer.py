@@ -121,15 +121,16 @@ def guess_format(values: Array, protocol: Protocol) -> str:
     Pixels are not negative, but for a joint beyond the border; millimetres are, left of and below the optical axis.
     """
     world = "xyz-y-up" if protocol.name in Y_UP else "xyz"
-    return "uvd" if protocol.camera is not None and (values[..., :2] < 0).mean() < 0.01 else world
+    negative, known = (values[..., :2] < 0).sum(), np.isfinite(values[..., :2]).sum()
+    return "uvd" if protocol.camera is not None and negative < 0.01 * known else world
 
 
 def to_camera(values: Array, form: str, protocol: Protocol) -> Array:
     """Numbers of a text file (N, J, 3) -> mm in OpenCV axes; metres are told by their depths."""
     from shared import camera
 
-    near = float(np.nanmedian(np.abs(values[..., 2]))) < _METRES_BELOW
-    scale = protocol.to_mm if near else 1.0
+    depths = values[..., 2][np.isfinite(values[..., 2])]
+    scale = protocol.to_mm if 2 * (np.abs(depths) < _METRES_BELOW).sum() > len(depths) else 1.0
     if form == "uvd":
         if protocol.camera is None:
             raise DataError(f"{protocol.name} has no camera to convert u v d with", remedy="use --format xyz")
@@ -288,7 +289,7 @@ def serve(hands: Hands, options: Options) -> Any:
     server.gui.configure_theme(show_share_button=False, show_logo=False)
     scene, gui = server.scene, server.gui
     scene.set_up_direction("-y")
-    server.initial_camera.position = (0.9, -0.5, -2.6)  # a little beside the camera that took the frames
+    server.initial_camera.position = (0.7, -0.4, -2.1)  # a little beside the camera that took the frames
     server.initial_camera.look_at = (0.0, 0.0, 0.0)
 
     gui.add_markdown(f"{hands.title}; {count} frames. Predictions in colours, labels grey; drag to turn.")

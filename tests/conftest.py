@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers on two cores
+
+# A first call that imports something takes a second on a busy machine: no deadline for single examples.
+hypothesis.settings.register_profile("handpose", deadline=None)
+hypothesis.settings.load_profile("handpose")
 
 GOLDEN = Path(__file__).parent / "golden"
 

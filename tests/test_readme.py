@@ -1,7 +1,7 @@
 """Every command of the README files is executed here, on tiny data, with outputs turned to a temporary folder.
 
-Commands are taken from the ``sh`` blocks, so that a new or changed command is run too. What is replaced: the paths of data
-and results, and options that make minutes out of seconds (a preset's size, the number of frames).
+Commands are taken from the ``sh`` blocks, so that a new or changed command is run too. What is replaced: the paths of
+data and results, and options that make minutes out of seconds (a preset's size, the number of frames).
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def build_page(session: Session) -> Any:
         try:
             return find_joints(session, image, camera, cube_mm, center, scale)
         except DataError as error:
-            raise gr.Error(str(error), duration=None, title="This image was not used", print_exception=False) from error
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
 
     # Uploads are deleted when the page is closed down, and after an hour.
     with gr.Blocks(title="V2V-PoseNet", analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -171,7 +171,8 @@ def build_page(session: Session) -> Any:
                     center = gr.Textbox(label="centre x,y,z (mm); empty: automatic", min_width=160)
                 button = gr.Button("Find the joints", variant="primary")
             with gr.Column():
-                picture = gr.Image(label="joints over the depth map", format="png", interactive=False)
+                # Without its share button, which would send the picture to a public server.
+                picture = gr.Image(label="joints", format="png", interactive=False, buttons=["download", "fullscreen"])
                 result = gr.JSON(label="joints, OpenCV camera axes, mm")
         button.click(answer, [image, *camera, cube, center, scale], [picture, result], api_name="find_joints")
     return page

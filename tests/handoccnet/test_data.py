@@ -454,3 +454,20 @@ def test_limits_and_validation_split(official: Path, hand: ManoModel) -> None:
     )
     assert {n.split("/")[0] for n in val.names} == {"20200709-subject-01"}
     assert {n.split("/")[0] for n in test.names} == {"20200820-subject-03"}
+
+
+def test_the_index_of_unlabelled_frames_is_kept_where_asked_for(
+    official: Path, hand: ManoModel, tmp_path: Path
+) -> None:
+    plain = load_labels(options_of(official / "ho3d"), "train", hand)
+    indexed = load_labels(options_of(official / "ho3d", index=str(tmp_path)), "train", hand)
+    assert (tmp_path / "ho3d_train.json").is_file()
+    assert indexed.names == plain.names
+
+
+def test_the_box_rule_is_an_option(official: Path, hand: ManoModel) -> None:
+    reference, clipped = (
+        load_labels(options_of(official / "ho3d", box_rule=rule), "train", hand).bbox_xywh
+        for rule in ("reference", "clipped")
+    )
+    np.testing.assert_allclose(clipped[:, 2] - reference[:, 2], 1.0, atol=1e-6)  # the pixel that the reference loses

@@ -117,6 +117,22 @@ def test_whole_evaluation_of_ho3d(sets: Path, checkpoint: Path, capsys: pytest.C
         assert word in text, word
 
 
+def test_switches_change_the_result(sets: Path, checkpoint: Path, tmp_path: Path) -> None:
+    def errors(*words: str) -> dict[str, Any]:
+        common = ("--data.root", str(sets / "ho3d"), "--workers", "0", "--no-baseline", "--out", str(tmp_path))
+        return run(str(checkpoint), *common, *words)
+
+    plain, tips, half, limited = (
+        errors(*words) for words in ((), ("--tips", "ho3d"), ("--precision", "bfloat16"), ("--data.limit", "1"))
+    )
+    assert plain["tips"] == "manopth"
+    assert tips["tips"] == "ho3d"
+    assert 0 < abs(tips["mpjpe_mm"] - plain["mpjpe_mm"]) < 10
+    assert tips["pa_mpvpe_mm"] == plain["pa_mpvpe_mm"]
+    assert 0 < abs(half["mpjpe_mm"] - plain["mpjpe_mm"]) < 20
+    assert limited["frames"] == 1
+
+
 def test_a_part_is_no_submission(
     sets: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,15 @@ def test_a_left_hand_is_the_mirror_image_of_a_right_one(checkpoint: Path) -> Non
     assert outward(left.verts_mm, predictor.faces("left")) > 0
 
 
+def test_box_rule_and_precision_are_options(checkpoint: Path) -> None:
+    exact, half = (Predictor(checkpoint, "standin", precision=name) for name in ("float32", "bfloat16"))
+    (a,), (b,) = (exact.predict([picture(3)], [[-40, 180, 91, 91]], box_rule=rule) for rule in ("reference", "clipped"))
+    assert a.bbox_xywh[2] == 90 * 1.25
+    assert b.bbox_xywh[2] == 91 * 1.25
+    (c,) = half.predict([picture(3)], [[-40, 180, 91, 91]])
+    assert 0 < np.abs(c.verts_mm - a.verts_mm).max() < 30
+
+
 def test_several_pictures_in_a_batch_are_as_one_by_one(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -14,7 +14,7 @@ from handoccnet.config import DataOptions
 from handoccnet.prepare import prepare
 from shared.datasets import dexycb, ho3d
 from shared.errors import DataError
-from shared.mano import load_mano
+from shared.mano import load_mano, save_npz
 from shared.skeletons import reorder
 from shared.standin.dexycb import write_dexycb
 from shared.standin.ho3d import write_ho3d
@@ -46,7 +46,9 @@ def test_ho3d_files_have_the_authors_fields(golden: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(record["mano_param"]["pose"][3:], frame.extra["pose"][3:] - mean, atol=1e-9)
 
 
-def test_dexycb_files_keep_the_toolkits_numbers_and_both_hands(golden: Path, tmp_path: Path) -> None:
+def test_dexycb_files_keep_the_toolkits_numbers_and_both_hands(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_dexycb(tmp_path, frames=24, seed=5)
     written = prepare(DataOptions(dataset="dexycb", root=str(tmp_path), mano="standin"), tmp_path / "out")
     assert [path.name for path, _ in written] == [f"DEX_YCB_s0_{part}_data.json" for part in ("train", "val", "test")]
@@ -60,6 +62,8 @@ def test_dexycb_files_keep_the_toolkits_numbers_and_both_hands(golden: Path, tmp
     ]
     rights = prepare(DataOptions(dataset="dexycb", root=str(tmp_path), mano="standin", sides="right"), tmp_path / "r")
     assert {a["hand_type"] for a in json.loads(rights[0][0].read_text())["annotations"]} == {"right"}
+    assert len(rights) < 3  # this seed's test frames are all of left hands: that split is passed over and said so
+    assert "s0_test is passed over" in capsys.readouterr().out
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -67,8 +71,8 @@ def test_refusals(tmp_path: Path) -> None:
         prepare(DataOptions(root=str(tmp_path)), tmp_path)
     with pytest.raises(DataError, match=r"neither train\.txt nor evaluation\.txt"):
         prepare(DataOptions(root=str(tmp_path), mano="standin"), tmp_path)
-    from shared.mano import save_npz
-
+    with pytest.raises(DataError, match="no frame of any split is there"):
+        prepare(DataOptions(dataset="dexycb", root=str(tmp_path), mano="standin"), tmp_path)
     save_npz(load_mano("standin"), tmp_path / "right.npz")
     with pytest.raises(DataError, match=r"--mano_left MANO_LEFT\.pkl"):
         prepare(DataOptions(dataset="dexycb", root=str(tmp_path), mano=str(tmp_path / "right.npz")), tmp_path)

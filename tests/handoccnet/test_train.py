@@ -172,6 +172,7 @@ def test_init_from_starts_with_the_weights(tree: Path, tmp_path: Path) -> None:
 def test_killed_and_resumed_equals_uninterrupted(tree: Path, tmp_path: Path) -> None:
     def start(run: Path, *more: str) -> subprocess.Popen[bytes]:
         words = ["--config", TINY, "--data.root", str(tree), "--run", str(run), *more]
+        words += ["--optim.schedule", "constant"]  # cosine would depend on the number of epochs, which differs below
         command = [sys.executable, "-m", "handoccnet.train", *words]
         log = open(tmp_path / "log.txt", "ab")  # noqa: SIM115 the process owns it
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -81,13 +81,13 @@ def test_damaged_text_raises_only_data_errors(tmp_path_factory: pytest.TempPathF
     cut = data.draw(st.integers(0, len(good)))
     path = tmp_path_factory.mktemp("fuzz") / "a.txt"
     path.write_bytes(good[:cut] + data.draw(st.binary(max_size=30)) + good[cut + data.draw(st.integers(0, 30)) :])
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         tips = read_tips(path, 3)
         assert np.isfinite(tips[~np.isnan(tips)]).all()
     except DataError:
         pass
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_huge_label_file_is_refused_unread(tmp_path: Path) -> None:

@@ -155,10 +155,10 @@ def test_yaml_is_read_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, te
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "i.yml"
     path.write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match=message) as error:
         dexycb.read_intrinsics(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert str(path) in str(error.value)
     assert not (tmp_path / "owned").exists()
 
@@ -283,10 +283,10 @@ def test_a_zip_bomb_is_refused_at_once(tmp_path: Path) -> None:
         member.write(header.getvalue())
         for _ in range(64):
             member.write(bytes(1 << 20))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match=r"l\.npz"):
         dexycb.read_labels(tmp_path / "l.npz")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_depth_is_millimetres_as_stored(tmp_path: Path) -> None:

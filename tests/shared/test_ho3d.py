@@ -183,10 +183,10 @@ def test_a_list_of_shared_lists_in_a_meta_is_refused_at_once(tmp_path: Path) -> 
     for _ in range(20):
         bomb = [bomb] * 21
     path = dump(tmp_path / "m.pkl", evaluation_meta(handJoints3D=bomb))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match=r"m\.pkl"):
         ho3d.read_meta(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def error_of(read: Callable[[Path], object], path: Path) -> str | None:

@@ -109,13 +109,13 @@ def test_damaged_label_bytes_raise_only_data_errors(
     noise = data.draw(st.binary(max_size=20))
     path = tmp_path_factory.mktemp("fuzz") / "a.json"
     path.write_bytes(good[:cut] + noise + good[cut + data.draw(st.integers(0, 20)) :])
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         got = mpii_nzsl.read_labels(path)
         assert np.isfinite(got.keypoints_2d[got.valid]).all()
     except DataError:
         pass
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.fixture(scope="module")

@@ -339,12 +339,12 @@ def test_bomb(tmp_path: Path) -> None:
     savemat(tmp_path / "j.mat", {"joint_xyz": zeros, "joint_uvd": zeros}, do_compression=True)
     assert (tmp_path / "j.mat").stat().st_size < 1_000_000
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with pytest.raises(DataError, match=r"joint_xyz claims the shape \(3, 20000, 36, 3\) and 51840000 bytes"):
             nyu.read_labels(tmp_path / "j.mat")
         assert tracemalloc.get_traced_memory()[1] < 10e6
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
     finally:
         tracemalloc.stop()
 

@@ -74,13 +74,13 @@ def test_damaged_bytes_raise_only_data_errors(tmp_path_factory: pytest.TempPathF
     cut = data.draw(st.integers(0, len(good)))
     path = tmp_path_factory.mktemp("fuzz") / "a.json"
     path.write_bytes(good[:cut] + data.draw(st.binary(max_size=20)) + good[cut + data.draw(st.integers(0, 20)) :])
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         got = panoptic.read_labels(path)
         assert np.isfinite(got.keypoints_2d[got.valid]).all()
     except DataError:
         pass
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.fixture(scope="module")

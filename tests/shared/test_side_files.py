@@ -56,10 +56,10 @@ def test_a_list_that_unfolds_to_gigabytes_is_refused_at_once() -> None:
     bomb: list[object] = [1.0] * 10
     for _ in range(30):
         bomb = [bomb] * 10
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError):
         checked_array(bomb, (10, 10, 10), path="f", field="x")
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 @pytest.mark.parametrize("tail", [(), (3,), (2, 3), (1, 4)])
@@ -173,11 +173,11 @@ def test_records_need_little_memory(tmp_path: Path) -> None:
 )
 def test_records_refuse_anything_else(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match=message) as error:
         list(iter_json_records(tmp_path / "a.json", page="p"))
     assert "a.json" in str(error.value)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @settings(max_examples=60, deadline=1000)

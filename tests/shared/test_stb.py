@@ -158,11 +158,11 @@ def _bomb() -> bytes:
 def test_a_bad_label_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bad.mat"
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match=message) as error:
         stb.read_labels(path)
     assert str(path) in str(error.value)
-    assert time.perf_counter() - start < 1.5
+    assert time.process_time() - start < 1.5
 
 
 def test_a_damaged_compressed_element_and_a_huge_file(tmp_path: Path) -> None:
@@ -189,10 +189,10 @@ def test_damaged_bytes_raise_only_data_errors(tmp_path_factory: pytest.TempPathF
         good[at] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("fuzz") / "a.mat"
     path.write_bytes(good[: data.draw(st.integers(0, len(good)))] if data.draw(st.booleans()) else good)
-    start = time.perf_counter()
+    start = time.process_time()
     with contextlib.suppress(DataError):
         assert np.isfinite(stb.read_labels(path)).all()
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.fixture(scope="module")

@@ -107,17 +107,16 @@ def trained_like() -> HandOccNet:
 
 def forward_variants(network: HandOccNet, image: Tensor) -> dict[str, Run]:
     base, plain = original_way(network).eval(), copy.deepcopy(network).eval()
-    exact, half = prepare(network, precision="float32"), prepare(network, precision="bfloat16")
 
     def run(model: nn.Module) -> Run:
         return lambda: model(image)["joints_mm"]
 
-    return {
-        "original's way": run(base),
-        "HandOccNet in eval mode": run(plain),
-        "prepare(float32)": run(exact),
-        "prepare(bfloat16)": run(half),
-    }
+    variants = {"original's way": run(base), "HandOccNet in eval mode": run(plain)}
+    for precision in ("float32", "bfloat16"):
+        variants[f"prepare({precision})"] = run(prepare(network, precision=precision))  # type: ignore[arg-type]
+        compiled = prepare(network, precision=precision, compile_network=True)  # type: ignore[arg-type]
+        variants[f"prepare({precision}), compiled"] = run(compiled)
+    return variants
 
 
 def training_variants(network: HandOccNet, image: Tensor) -> dict[str, Run]:

@@ -88,7 +88,9 @@ class FastNetwork(nn.Module):
             network.head.score.float()
             network.head.sharpness.data = network.head.sharpness.data.float()
             network.head.grid = network.head.grid.float()
-        self.run = torch.compile(network, dynamic=False) if compile_network else network
+        # frozen weights are rearranged once, for the processor's products
+        options = {"freezing": True}
+        self.run = torch.compile(network, dynamic=False, options=options) if compile_network else network
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """As :meth:`HandOccNet.forward`."""
@@ -123,7 +125,8 @@ def prepare(
         network: any device.
         device: where it will run.
         precision: of everything before the heat maps and the hand.
-        compile_network: through ``torch.compile``; the first call with each shape then takes a minute.
+        compile_network: through ``torch.compile`` with frozen weights; the first call with each shape takes a minute
+            and must be under ``no_grad`` or ``inference_mode``.
 
     Returns:
         :class:`FastNetwork`; call it under ``torch.inference_mode()``.

@@ -163,7 +163,7 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
         collate=train_set.collate,
         loss=loss,
         evaluate=evaluate,
-        optimizer=lambda net: torch.optim.Adam(net.parameters(), lr=lr),
+        optimizer=lambda net: torch.optim.Adam(net.parameters(), lr=lr, fused=True),
         scheduler=scheduler,
         payload=payload,
         load=load,

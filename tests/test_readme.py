@@ -6,6 +6,7 @@ data and results, and options that make minutes out of seconds (a preset's size,
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shlex
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-READMES = ["README.md", "v2v_posenet/README.md", "docs/datasets.md", "benchmarks/README.md"]
+READMES = ["README.md", "v2v_posenet/README.md", "handoccnet/README.md", "docs/datasets.md", "benchmarks/README.md"]
 SHORT_TRAINING = "--epochs 1 --data.train_limit 16 --data.val_limit 4 --workers 0"
 
 
@@ -28,11 +29,12 @@ def commands(readme: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything the commands name: an MSRA tree, a depth image, results, labels, a reference checkpoint."""
+    """A folder with everything the commands name: trees, pictures, results, labels, a reference checkpoint."""
     import torch
     from PIL import Image
 
     from shared.datasets import msra
+    from shared.standin.ho3d import write_ho3d
     from shared.standin.msra import write_msra
     from tests.golden.fill import fill_state_dict
     from v2v_posenet.results import write_author_result, write_world
@@ -51,6 +53,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = json.loads((ROOT / "tests/golden/v2v_posenet/net_v2v.keys.json").read_text())
     state = {key: torch.from_numpy(np.array(value)) for key, value in fill_state_dict(spec).items()}
     torch.save({"model_state_dict": state, "optimizer_state_dict": {}, "epoch": 14}, folder / "epoch14.pth")
+    write_ho3d(folder / "ho3d", frames=8, seed=0)
+    (folder / "ho3d/standin.json").touch()
+    Image.fromarray(np.full((480, 640, 3), 128, np.uint8)).save(folder / "photo.jpg")
+    with gzip.open(ROOT / "tests/golden/mano/MANO_STANDIN_chumpy.pkl.gz") as packed:
+        (folder / "MANO_RIGHT.pkl").write_bytes(packed.read())
     (folder / "stamp").touch()
     return folder
 
@@ -63,10 +70,11 @@ def shorten(command: str, place: Path) -> str:
         "runs/v2v": "runs",
         "data/standin ": "sets ",
         "/data/NYU": "sets/nyu",
+        "/path/MANO_RIGHT.pkl": "MANO_RIGHT.pkl",
     }.items():
         command = command.replace(word, str(place / path.strip()) + (" " if path.endswith(" ") else ""))
     names = r"depth\.png|out|predictions\.txt\.gz|labels\.txt\.gz|scores\.json|figures|sheet\.png|nyu\.png|epoch14\.pth"
-    names += r"|msra_s3\.pt|result\.txt|result_world\.txt|test_s3_gt\.txt|test_res\.txt"
+    names += r"|photo\.jpg|msra_s3\.pt|result\.txt|result_world\.txt|test_s3_gt\.txt|test_res\.txt"
     command = re.sub(rf"(?<=[\s\"])({names})(?=[\s\"]|$)", lambda match: str(place / match[1]), command)
     command = command.replace("configs/standin.yaml", "configs/tiny.yaml").replace("--frames 2000", "--frames 153")
     if "v2v_posenet.train " in command:
@@ -82,6 +90,11 @@ def shorten(command: str, place: Path) -> str:
                 command += f' ARGS="{SHORT_TRAINING}"'
             if "predict-v2v" in command:
                 variables["CKPT"] = str(place / "runs/standin/checkpoints/last.pt")
+        if "handoccnet" in command:
+            command += f" CONFIG=tiny STANDIN={place}"
+            variables["RUN"] = str(place / "runs/handoccnet")
+        if "make mano" in command:
+            command += f' ARGS="--output {place / "mano.npz"}"'
         if command == "make test":
             command += ' ARGS="tests/shared/test_camera.py"'
         if command == "make bench":
@@ -97,7 +110,8 @@ def test_the_two_commands_are_there() -> None:
 def test_every_command_runs(place: Path) -> None:
     done: dict[str, str] = {}
     listed = [(readme, command) for readme in READMES for command in commands(readme)]
-    listed.sort(key=lambda item: "predict-v2v" in item[1])  # needs a checkpoint, which the method's page makes
+    # those that need a checkpoint come after those that make one
+    listed.sort(key=lambda item: "predict-v2v" in item[1] or "demo" in item[1])
     for readme, command in listed:
         line = shorten(command, place)
         if line in done:
@@ -113,6 +127,8 @@ def test_every_command_runs(place: Path) -> None:
     assert len(predicted) == 1
     assert (place / "msra_s3.pt").is_file()
     assert (place / "sheet.png").is_file()
+    assert (place / "runs/handoccnet/eval/metrics.json").is_file()
+    assert (place / "mano.npz").is_file()
 
 
 @pytest.mark.parametrize("readme", [*READMES, "THIRD_PARTY.md", "SECURITY.md", "CHANGELOG.md"])

@@ -28,7 +28,6 @@ def checkpoint(network: HandOccNet, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-@pytest.mark.slow  # torch.export takes 30 s for a network of any size
 def test_program_writes_and_checks_a_file(
     network: HandOccNet, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

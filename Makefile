@@ -24,7 +24,7 @@ config = $(if $(wildcard $(CONFIG)),$(CONFIG),$(1)/configs/$(CONFIG).yaml)
 .PHONY: help install kernels data-msra check-data train-v2v eval-v2v predict-v2v data-ho3d mano train-handoccnet eval-handoccnet demo-handoccnet score viewer demo-v2v kernels-gpu test lint bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@awk '/^#   / { sub(/^#   /, "  "); print }' $(MAKEFILE_LIST)
 
@@ -151,7 +151,8 @@ lint: $(STAMP) ## ruff and mypy
 	$(PY) -m mypy
 
 bench: $(STAMP) ## the benchmarks: each prints ratios against its baseline and writes benchmarks/results/
-	@for file in benchmarks/bm_*.py; do echo "$(PY) $$file"; $(PY) $$file || exit 1; done
+	@for name in $(basename $(notdir $(wildcard benchmarks/bm_*.py))); do \
+		echo "$(PY) -m benchmarks.$$name"; $(PY) -m benchmarks.$$name || exit 1; done
 
 clean: ## remove builds and caches (not data/, runs/ or .venv)
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

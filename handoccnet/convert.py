@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from shared.errors import DataError, MissingFileError, exit_on_error
+from shared.checkpoints import AGAIN, check_own, check_state, read_safetensors, read_torch, to_cpu
+from shared.errors import DataError, exit_on_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from shared.mano import ManoModel
 
 FORMAT, VERSION = "handpose/handoccnet", 1
-MAX_FILE_BYTES = 2**31  # a snapshot with its Adam state has 480 MB
-_AGAIN = "write or download the file again"
+_REMEDY = "give a file of the network that was asked for, with all its layers"
 
 # --- our format -------------------------------------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ _ENTRIES = {"format", "version", "state_dict", "model", "mano_sha256"}
 
 def checkpoint_of(network: HandOccNet, **extra: Any) -> Checkpoint:
     """A :class:`Checkpoint` of a network in memory; the weights are copied to the CPU as float32."""
-    state = {key: _to_cpu(value) for key, value in network.state_dict().items()}
+    state = {key: to_cpu(value) for key, value in network.state_dict().items()}
     return Checkpoint(state, dict(network.sizes), network.mano_sha256, dict(extra))
 
 
@@ -106,28 +106,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         DataError: the file is truncated, a web page, of another program or method, or does not fit together.
     """
     path = Path(path)
-    content = _read_torch(path)
-    if not isinstance(content, dict) or "format" not in content:
-        raise DataError(
-            "is not a handpose checkpoint (it has no 'format' entry)",
-            path=path,
-            remedy="convert the author's snapshots with python -m handoccnet.convert",
-        )
-    if content["format"] != FORMAT:
-        raise DataError(
-            f"is a checkpoint of {str(content['format'])!r}, expected {FORMAT!r}",
-            path=path,
-            remedy="use the method that wrote it, or give a checkpoint of HandOccNet",
-        )
-    if content.get("version") != VERSION:
-        raise DataError(
-            f"has format version {content.get('version')!r}, this program reads version {VERSION}",
-            path=path,
-            remedy="update handpose, or convert the original file again",
-        )
+    remedy = "convert the author's snapshots with python -m handoccnet.convert"
+    content = check_own(read_torch(path), path, FORMAT, VERSION, remedy=remedy, found="a checkpoint of {!r}")
     try:
         checkpoint = Checkpoint(
-            state_dict={str(key): _to_cpu(value) for key, value in content["state_dict"].items()},
+            state_dict={str(key): to_cpu(value) for key, value in content["state_dict"].items()},
             model={str(key): value for key, value in content["model"].items()},
             mano_sha256=str(content["mano_sha256"]),
             extra={key: value for key, value in content.items() if key not in _ENTRIES},
@@ -135,9 +118,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         expected = _empty_state(checkpoint.model)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DataError(
-            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=_AGAIN
+            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=AGAIN
         ) from error
-    _check_state(checkpoint.state_dict, expected, path, "a network of the sizes it names")
+    check_state(checkpoint.state_dict, expected, path, "a network of the sizes it names", _REMEDY)
     return checkpoint
 
 
@@ -145,11 +128,6 @@ def _mano(mano: ManoModel | str | Path) -> ManoModel:
     from shared.mano import ManoModel, load_mano
 
     return mano if isinstance(mano, ManoModel) else load_mano(mano)
-
-
-def _to_cpu(value: Tensor) -> Tensor:
-    value = value.detach().to("cpu", copy=True)
-    return value.float() if value.is_floating_point() else value
 
 
 def _empty_state(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -162,56 +140,6 @@ def _empty_state(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
     hand = load_mano("standin")
     with torch.device("meta"):
         return HandOccNet(hand, **sizes).state_dict()
-
-
-def _read_torch(path: Path) -> Any:
-    import torch
-
-    if not path.is_file():
-        raise MissingFileError("no such checkpoint file", path=path, remedy="check the path")
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if not head:
-        raise DataError("is empty", path=path, remedy=_AGAIN)
-    if head.lstrip()[:1] == b"<":
-        raise DataError(
-            "is a web page, not a checkpoint", path=path, remedy="download the file itself, not its preview page"
-        )
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(
-            f"has {path.stat().st_size} bytes, more than the {MAX_FILE_BYTES} that a checkpoint may have",
-            path=path,
-            remedy="check that this is the right file",
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types here, all of them mean that the file cannot be used
-        raise DataError(
-            f"cannot be read as a PyTorch checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]})",
-            path=path,
-            remedy="it may be truncated, or hold more than tensors; " + _AGAIN,
-        ) from error
-
-
-def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, what: str) -> None:
-    """Strict comparison of names and shapes, and of values for being finite; every mismatch is listed."""
-    import torch
-
-    problems = [f"missing {key}" for key in expected if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in expected]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    problems += [f"{key} is not finite" for key, value in state.items() if not bool(torch.isfinite(value).all())]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise DataError(
-            f"does not fit {what}: {'; '.join(problems[:8])}{more}",
-            path=path,
-            remedy="give a file of the network that was asked for, with all its layers",
-        )
 
 
 # --- the author's names -----------------------------------------------------------------------------------------------
@@ -368,7 +296,7 @@ def read_reference(
     from handoccnet.model import HandOccNet
 
     path, hand = Path(path), _mano(mano)
-    content = _read_torch(path)
+    content = read_torch(path)
     if isinstance(content, dict) and "format" in content:
         raise DataError(
             f"is a checkpoint of {str(content['format'])!r}, not a snapshot of the original program",
@@ -385,15 +313,15 @@ def read_reference(
         )
     strangers = [str(key) for key, value in network.items() if not isinstance(value, torch.Tensor)]
     if strangers:
-        raise DataError(f"has entries that are no tensors: {', '.join(strangers[:8])}", path=path, remedy=_AGAIN)
-    theirs = {str(key).removeprefix("module."): _to_cpu(value) for key, value in network.items()}
+        raise DataError(f"has entries that are no tensors: {', '.join(strangers[:8])}", path=path, remedy=AGAIN)
+    theirs = {str(key).removeprefix("module."): to_cpu(value) for key, value in network.items()}
     _check_ignored(theirs, hand, path)
     state: dict[str, Tensor] = {}
     for key, value in theirs.items():
         ours = reference_key_to_ours(key)
         state[key if ours is None else ours] = value if ours is None else _reshape(ours, value)
     model = HandOccNet(hand, **sizes)
-    _check_state(state, model.state_dict(), path, "HandOccNet")
+    check_state(state, model.state_dict(), path, "HandOccNet", _REMEDY)
     model.load_state_dict(state)
     rest = {key: value for key, value in outer.items() if key not in ("network", "optimizer")}
     return model.eval(), rest
@@ -456,10 +384,10 @@ def load_backbone(network: HandOccNet, path: str | Path | None) -> str:
     if not path:
         return "backbone: random weights (no file of ImageNet weights was given)"
     path = Path(path)
-    if path.suffix == ".safetensors":
-        content: Any = _read_safetensors(path)
-    else:
-        content = _read_torch(path)
+    safetensors = path.suffix == ".safetensors"
+    content = read_safetensors(path) if safetensors else read_torch(path)
+    if safetensors and isinstance(content, dict):
+        content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(hasattr(value, "shape") for value in content.values()):
         raise DataError(
             "is not a plain state dict", path=path, remedy="give torchvision's resnet50 file, .pth or .safetensors"
@@ -471,28 +399,16 @@ def load_backbone(network: HandOccNet, path: str | Path | None) -> str:
             continue
         name = re.sub(r"^conv1\.", "layer0.0.", re.sub(r"^bn1\.", "layer0.1.", name))
         name = re.sub(r"^layer([1-4])\.(\d+)\.", r"layer\1.0.\2.", name)
-        state[reference_key_to_ours(f"backbone.{name}") or str(key)] = _to_cpu(cast("Tensor", value))
+        state[reference_key_to_ours(f"backbone.{name}") or str(key)] = to_cpu(cast("Tensor", value))
     own = network.backbone.state_dict()
     expected = {f"backbone.{key}": value for key, value in own.items() if key.startswith(("stem.", "stages."))}
     for key, value in expected.items():  # torchvision's first files are older than this counter
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, value.new_zeros(()).cpu())
-    _check_state(state, expected, path, f"a ResNet of {network.sizes['blocks']} blocks, stem {network.sizes['stem']}")
+    what = f"a ResNet of {network.sizes['blocks']} blocks, stem {network.sizes['stem']}"
+    check_state(state, expected, path, what, _REMEDY)
     network.backbone.load_state_dict({key.removeprefix("backbone."): v for key, v in state.items()}, strict=False)
     return f"backbone: {len(state)} tensors from {path}"
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise MissingFileError("no such checkpoint file", path=path, remedy="check the path")
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:  # SafetensorError and OS errors alike
-        raise DataError(
-            f"cannot be read as a safetensors file ({type(error).__name__}: {error})", path=path, remedy=_AGAIN
-        ) from error
 
 
 # --- command line -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ channels are last in memory, and the trunk may run in half precision. Heat maps,
 from __future__ import annotations
 
 import copy
-from typing import Literal, get_args
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,7 @@ from torch.nn import functional as F
 from handoccnet.attention import AttentionLayer
 from handoccnet.backbone import ConvNorm
 from handoccnet.model import HandOccNet
-from shared.errors import DataError
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+from shared.precision import Precision, choose_dtype
 
 
 def folded(unit: ConvNorm) -> nn.Conv2d:
@@ -88,28 +86,15 @@ class FastNetwork(nn.Module):
             network.head.score.float()
             network.head.sharpness.data = network.head.sharpness.data.float()
             network.head.grid = network.head.grid.float()
-        # frozen weights are rearranged once, for the processor's products
-        options = {"freezing": True}
-        self.run = torch.compile(network, dynamic=False, options=options) if compile_network else network
+        self.run: nn.Module | Callable[..., dict[str, Tensor]] = network
+        if compile_network:  # frozen weights are rearranged once, for the processor's products
+            self.run = torch.compile(network, dynamic=False, options={"freezing": True})
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """As :meth:`HandOccNet.forward`."""
         out: dict[str, Tensor] = self.run(image.to(self.dtype).contiguous(memory_format=torch.channels_last))
         out["gate"] = out["gate"].float()
         return out
-
-
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """``auto``: bfloat16 where the processor multiplies it natively, float16 on older GPUs, float32 elsewhere."""
-    if precision not in get_args(Precision):
-        raise DataError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-    if precision != "auto":
-        dtype: torch.dtype = getattr(torch, precision)
-        return dtype
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 def prepare(

@@ -26,18 +26,21 @@ def scaled_lr(options: OptimOptions, global_batch: int) -> float:
 
 def lr_factor(options: OptimOptions, dataset: DatasetName, step: int, per_epoch: int, epochs: int) -> float:
     """What the learning rate is multiplied by before step ``step``; the stairs are the original's (README, ledger)."""
-    import math
+    from shared.training import schedule_factor
 
-    warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
     schedule = dataset if options.schedule == "auto" else options.schedule
+    base = schedule_factor(
+        "cosine" if schedule == "cosine" else "constant",
+        step,
+        total_steps=per_epoch * epochs,
+        warmup_steps=options.warmup_steps,
+    )
     epoch = step // per_epoch
     if schedule == "ho3d":
-        return warm * 0.7 ** min(epoch // 10, 6)
+        return base * 0.7 ** min(epoch // 10, 6)
     if schedule == "dexycb":
-        return warm * 0.9 ** min(epoch, 24)
-    if schedule == "cosine":
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, per_epoch * epochs))))
-    return warm
+        return base * 0.9 ** min(epoch, 24)
+    return base
 
 
 def hand_errors(pred: Mapping[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from shared.errors import DataError, MissingFileError
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_FILE_BYTES = 2**31
+MAX_FILE_BYTES = 2**31  # the largest published snapshot, with its Adam state, has 480 MB
 AGAIN = "write or download the file again"
 
 
@@ -46,7 +46,11 @@ def check_file(path: Path) -> bytes:
     if head.startswith(b"version https://git-lfs"):
         raise DataError("is a Git LFS pointer, not a checkpoint", path=path, remedy="run git lfs pull")
     if size > MAX_FILE_BYTES:
-        raise DataError(f"has {size} bytes, more than the {MAX_FILE_BYTES} that a checkpoint may have", path=path)
+        raise DataError(
+            f"has {size} bytes, more than the {MAX_FILE_BYTES} that a checkpoint may have",
+            path=path,
+            remedy="check that this is the right file",
+        )
     return head
 
 
@@ -97,15 +101,33 @@ def read_own(path: Path, name: str, version: int, *, convert: str) -> dict[str, 
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     if isinstance(content, dict) and isinstance(content.get("handpose"), dict):
         content = content["handpose"]
+    remedy = f"convert weights of other programs with python -m {convert}"
+    return check_own(content, path, name, version, remedy=remedy)
+
+
+def check_own(
+    content: Any, path: Path, name: str, version: int, *, remedy: str, found: str = "a {!r} checkpoint"
+) -> dict[str, Any]:
+    """The content of a file if it is a dict of our own format with this ``format`` and ``version``.
+
+    Args:
+        content, path: what was read, and from where.
+        name, version: as for :func:`read_own`.
+        remedy: what to do with a file that is not in our format.
+        found: how the message names a file of another format.
+
+    Raises:
+        DataError: of another program or method, of another version.
+    """
     if not isinstance(content, dict) or "format" not in content:
         raise DataError(
             "is not a handpose checkpoint (it has no 'format' entry)",
             path=path,
-            remedy=f"convert weights of other programs with python -m {convert}",
+            remedy=remedy,
         )
     if content["format"] != name:
         raise DataError(
-            f"is a {content['format']!r} checkpoint, expected {name!r}",
+            f"is {found.format(content['format'])}, expected {name!r}",
             path=path,
             remedy="use the method that wrote it, or give another file",
         )

@@ -19,6 +19,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import platform
 import signal
@@ -28,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -83,6 +84,19 @@ class Task:
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator of one sample in one epoch; the same on every worker, rank and resumed run."""
     return np.random.default_rng((seed, epoch, index))
+
+
+def schedule_factor(
+    schedule: Literal["constant", "cosine"], step: int, *, total_steps: int, warmup_steps: int = 0
+) -> float:
+    """What the learning rate is multiplied by before step ``step`` (from 0).
+
+    A linear rise over ``warmup_steps`` (0: none), times one (constant) or a half cosine to zero at ``total_steps``.
+    """
+    warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if schedule == "constant":
+        return warm
+    return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, total_steps))))
 
 
 class EpochBatches:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from shared.camera import project
 from shared.datasets.base import Frame
 from shared.errors import DataError
+from shared.precision import Precision, choose_dtype
 from v2v_posenet.convert import Checkpoint, load_checkpoint
 from v2v_posenet.data import margin_of
 from v2v_posenet.kernels import ops
 from v2v_posenet.model import ConvNorm, Upsample, V2VPoseNet
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Refine = Literal["none", "softargmax", "parabola"]
 WINDOW = 4  # radius of the local soft-argmax in cells; with sigma 1.7 a radius of 2 would halve the offsets
 
@@ -80,18 +80,6 @@ class FastNetwork(nn.Module):
         assert bias is not None
         maps = torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), cells.transpose(1, 2))
         return maps.unflatten(2, x.shape[2:])
-
-
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """``auto``: bfloat16 where the processor multiplies it natively, float16 on older GPUs, float32 elsewhere."""
-    if precision not in get_args(Precision):
-        raise DataError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-    if precision != "auto":
-        return getattr(torch, precision)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 def prepare(

@@ -33,15 +33,12 @@ def make_schedule(
     options: OptimOptions, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear warm-up, then constant or a half cosine to zero at ``total_steps``."""
-    import math
-
     from torch.optim.lr_scheduler import LambdaLR
 
+    from shared.training import schedule_factor
+
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
-        if options.schedule == "constant":
-            return warm
-        return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, total_steps))))
+        return schedule_factor(options.schedule, step, total_steps=total_steps, warmup_steps=options.warmup_steps)
 
     return LambdaLR(optimizer, factor)
 

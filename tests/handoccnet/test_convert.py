@@ -246,8 +246,10 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(DataError, match="cannot be read as a PyTorch checkpoint"):
         read(tmp_path / "hostile.pth.tar")
     assert not (tmp_path / "hostile_was_here").exists()
-    monkeypatch.setattr("handoccnet.convert.MAX_FILE_BYTES", 10)
-    with pytest.raises(DataError, match="more than the 10 that a checkpoint may have"):
+    monkeypatch.setattr("shared.checkpoints.MAX_FILE_BYTES", 10)
+    with pytest.raises(
+        DataError, match="more than the 10 that a checkpoint may have -- check that this is the right file"
+    ):
         read(tmp_path / "hostile.pth.tar")
 
 
@@ -377,6 +379,8 @@ def test_no_backbone_weights_is_said() -> None:
 
 
 def test_backbone_weights_that_do_not_fit(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
     state = torchvision_state(tiny())
     del state["layer1.0.conv2.weight"]
     state["layer5.0.conv1.weight"] = torch.zeros(1)
@@ -393,6 +397,9 @@ def test_backbone_weights_that_do_not_fit(tmp_path: Path) -> None:
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(DataError, match="is not a plain state dict"):
         load_backbone(tiny(), tmp_path / "list.pth")
+    save_file({}, str(tmp_path / "other.safetensors"), metadata={"handpose": "[]"})
+    with pytest.raises(DataError, match="is not a plain state dict"):
+        load_backbone(tiny(), tmp_path / "other.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"0123456789")
     with pytest.raises(DataError, match="cannot be read as a safetensors file"):
         load_backbone(tiny(), tmp_path / "bad.safetensors")

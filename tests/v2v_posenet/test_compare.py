@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,7 +61,15 @@ def test_plot_writes_two_files(files: list[str], tmp_path: Path, capsys: pytest.
     assert {shape(p) for p in out.iterdir()} == {(1200, 720)}
     plot.main(command)
     assert "\n2: 42.00 mm\n" in capsys.readouterr().out  # the port numbers its joints from 1
-    assert "matplotlib.pyplot" not in sys.modules  # no display, no global state
+
+
+def test_plot_needs_no_display(files: list[str], tmp_path: Path) -> None:
+    command = ["--ground-truth", files[0], "--result", files[2], "--out", str(tmp_path / "figures")]
+    code = (
+        f"import sys; from v2v_posenet import plot; plot.main({command!r}); print('matplotlib.pyplot' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.endswith("False\n")  # pyplot is global state and looks for a display
 
 
 def test_compare_any_number_of_results(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,6 +168,36 @@ def test_init_from_starts_with_the_weights(tree: Path, tmp_path: Path) -> None:
             assert torch.equal(ours[key], value), key
 
 
+def test_two_ranks_share_each_epoch(tmp_path: Path) -> None:
+    """Batch statistics are each rank's own: only terms that hardly depend on the features can be compared closely."""
+    size = {1: "4", 2: "2"}
+    curves = {}
+    tree = tmp_path / "ho3d"
+    write_ho3d(tree, frames=6, seed=1)  # six: no batch of one, which would be merged differently
+    for ranks, batch in size.items():
+        command = [sys.executable, "-m", "handoccnet.train", "--config", TINY, "--data.root", str(tree)]
+        command += [
+            "--run",
+            str(tmp_path / f"{ranks}"),
+            "--devices",
+            f"{ranks}",
+            "--batch_size",
+            batch,
+            "--epochs",
+            "1",
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / f"{ranks}/metrics.csv").read_text().splitlines()[1:]
+        curves[ranks] = {(row[0], row[2]): float(row[3]) for row in (line.split(",") for line in lines)}
+    assert curves[1].keys() == curves[2].keys()  # as many steps, the same terms
+    one, two = (curves[ranks]["1", "train/mano_pose"] for ranks in size)  # both ranks' samples, not the first rank's
+    print(f"pose term of the first step: {one:.6f} and {two:.6f}")
+    assert two == pytest.approx(one, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tree: Path, tmp_path: Path) -> None:
     def start(run: Path, *more: str) -> subprocess.Popen[bytes]:

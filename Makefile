@@ -21,10 +21,10 @@ STANDIN := data/standin
 config = $(if $(wildcard $(CONFIG)),$(CONFIG),$(1)/configs/$(CONFIG).yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install kernels data-msra check-data train-v2v eval-v2v predict-v2v data-ho3d mano train-handoccnet eval-handoccnet demo-handoccnet score viewer demo-v2v kernels-gpu test lint bench clean
+.PHONY: help install kernels data-msra check-data train-v2v eval-v2v predict-v2v data-ho3d mano train-handoccnet eval-handoccnet demo-handoccnet prepare-sohandnet train-sohandnet train-sohandnet-semi ablation-sohandnet eval-sohandnet prepare-selfsup train-selfsup eval-selfsup viewer synthesize-wild prepare-wild pretrain-wild train-wild eval-wild score view-results demo-v2v kernels-gpu test lint bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@awk '/^#   / { sub(/^#   /, "  "); print }' $(MAKEFILE_LIST)
 
@@ -45,7 +45,13 @@ data-msra: $(STANDIN)/msra/standin.json ## make the stand-in MSRA data: 2,000 de
 $(STANDIN)/msra/standin.json: | $(STAMP)
 	$(PY) -m shared.standin.msra --out $(STANDIN)/msra --frames 2000 --seed 0 --workers 2
 
-standin_frames = $(if $(filter ho3d,$*),800,64)
+frames_ho3d := 800
+frames_icvl := 1000
+frames_nyu := 400
+frames_stb := 240
+frames_panoptic := 120
+frames_mpii_nzsl := 120
+standin_frames = $(or $(frames_$*),64)
 # a small stand-in of any other set, made beside its place so that an interrupted one is not taken for whole
 $(STANDIN)/%/standin.json: | $(STAMP)
 	$(PY) -m shared.standin.all --out $(STANDIN)/.part --datasets $* --frames $(standin_frames) --seed 0
@@ -119,6 +125,107 @@ demo-handoccnet: $(STAMP) $(if $(ARGS),,$(HON_BOXES)) ## mesh of a hand in your 
 $(HON_BOXES): $(STANDIN)/ho3d/standin.json
 	$(PY) -m handoccnet.prepare --dataset ho3d --root $(STANDIN)/ho3d --mano standin
 
+# ---- SO-HandNet: DATA is the folder of ICVL
+
+SOH_RUN = $(or $(RUN),runs/sohandnet/$(basename $(notdir $(CONFIG))))
+SOH_DATA = $(or $(DATA),$(STANDIN)/icvl)
+SOH_STORE = $(or $(STORE),data/prepared/sohandnet-$(if $(DATA),icvl,standin))
+SOH_CKPT = $(or $(CKPT),$(SOH_RUN)/joint/checkpoints/last.pt)
+soh_config = --config $(call config,sohandnet) --data.store $(SOH_STORE)
+soh_train = $(PY) -m sohandnet.pipeline $(soh_config) --run $(SOH_RUN) $(ARGS)
+
+prepare-sohandnet: $(STAMP) $(if $(DATA),,$(STANDIN)/icvl/standin.json) ## oriented point clouds with normals and SOM nodes, once: DATA=/path/ICVL
+	$(PY) -m sohandnet.prepare --data $(SOH_DATA) --out $(SOH_STORE) --workers 2 --resume
+
+train-sohandnet: prepare-sohandnet ## train SO-HandNet in its three stages, evaluate it, write a report with pictures; again: continue
+	$(soh_train)
+
+eval-sohandnet: prepare-sohandnet ## evaluate SO-HandNet, in true millimetres and in the original's (trains the stand-in first if there is no checkpoint)
+ifeq ($(CKPT),)
+	@test -f $(SOH_CKPT) || echo "no checkpoint at $(SOH_CKPT): training one first"
+	$(if $(wildcard $(SOH_CKPT)),,$(soh_train))
+endif
+	$(PY) -m sohandnet.eval $(SOH_CKPT) --store $(SOH_STORE) --data $(SOH_DATA) $(if $(CKPT)$(wildcard $(SOH_CKPT)),$(ARGS))
+
+train-sohandnet-semi: CONFIG := $(if $(filter $(origin CONFIG),file),$(if $(DATA),paper-semi,standin-semi),$(CONFIG))
+train-sohandnet-semi: prepare-sohandnet ## 25 % of the labels, with and without the unlabelled frames, three seeds
+	$(PY) -m sohandnet.ablation $(soh_config) --ratios [0.25] --seeds [0,1,2] --run runs/sohandnet/semi $(ARGS)
+
+ablation-sohandnet: CONFIG := $(if $(filter $(origin CONFIG),file),$(if $(DATA),paper-semi,standin-semi),$(CONFIG))
+ablation-sohandnet: prepare-sohandnet ## labels 25, 50, 75, 100 %, with and without unlabelled frames: a table and a plot
+	$(PY) -m sohandnet.ablation $(soh_config) --run runs/sohandnet/ablation $(ARGS)
+
+# ---- self-supervised training by fitting: DATA is the folder of NYU
+
+SSF_RUN = $(or $(RUN),runs/selfsup/$(if $(DATA),nyu,standin))
+SSF_DATA = $(or $(DATA),$(STANDIN)/nyu)
+SSF_SHARDS = $(or $(STORE),data/prepared/selfsup-$(if $(DATA),nyu,standin))
+SSF_CKPT = $(or $(CKPT),$(SSF_RUN)/self-supervised/checkpoints/last.pt)
+SSF_PRESET = $(if $(DATA),author_log,standin_selfsup)
+ssf_resume = $(if $(wildcard $(SSF_RUN)/$(1)/checkpoints/last.pt),--resume)
+
+define ssf_train
+	$(if $(wildcard $(SSF_RUN)/prior/vae.pt),,$(PY) -m selfsup_fitting.train_prior vae denoiser --run $(SSF_RUN)/prior)
+	$(PY) -m selfsup_fitting.train --mode synthetic --config selfsup_fitting/configs/$(if $(DATA),synthetic,standin_synthetic).yaml --run $(SSF_RUN)/synthetic $(call ssf_resume,synthetic)
+	$(PY) -m selfsup_fitting.train --mode self-supervised --config selfsup_fitting/configs/$(SSF_PRESET).yaml --data.root $(SSF_SHARDS) --vae $(SSF_RUN)/prior/vae.pt --init $(SSF_RUN)/synthetic/checkpoints/last.pt --run $(SSF_RUN)/self-supervised $(call ssf_resume,self-supervised) $(ARGS)
+endef
+ssf_eval = $(PY) -m selfsup_fitting.eval $(1) --data $(SSF_SHARDS)
+
+prepare-selfsup: $(STAMP) $(if $(DATA),,$(STANDIN)/nyu/standin.json) ## crops of three cameras as shards, once: DATA=/path/NYU
+	$(PY) -m selfsup_fitting.prepare --data $(SSF_DATA) --out $(SSF_SHARDS)
+
+train-selfsup: prepare-selfsup ## train on synthetic hands, then on unlabelled views; evaluate both, write a report with pictures
+	$(ssf_train)
+	$(call ssf_eval,$(SSF_RUN)/synthetic/checkpoints/last.pt)
+	$(call ssf_eval,$(SSF_RUN)/self-supervised/checkpoints/last.pt)
+
+eval-selfsup: prepare-selfsup ## evaluate a checkpoint of training by fitting (trains the stand-in first if there is none)
+ifeq ($(CKPT),)
+	@test -f $(SSF_CKPT) || echo "no checkpoint at $(SSF_CKPT): training one first"
+	$(if $(wildcard $(SSF_CKPT)),,$(ssf_train))
+endif
+	$(call ssf_eval,$(SSF_CKPT)) $(if $(CKPT)$(wildcard $(SSF_CKPT)),$(ARGS))
+
+viewer: .venv/.viewer ## a hand with 26 sliders in the browser: spheres, depth, loss terms; load a crop: ARGS="--crop FILE"
+	$(PY) -m selfsup_fitting.viewer $(ARGS)
+
+# ---- hand shape and pose in the wild: DATA holds panoptic/, mpii_nzsl/ and stb/
+
+WILD_RUN = $(or $(RUN),runs/wild/$(basename $(notdir $(CONFIG))))
+WILD_DATA = $(or $(DATA),$(STANDIN))
+WILD_SYNTH = data/prepared/wild-synthetic-$(if $(DATA),mano,standin)
+WILD_PICTURES = $(if $(DATA),,--train 3000 --test 200)
+WILD_STORE = $(or $(STORE),data/prepared/wild-$(if $(DATA),real,standin))
+WILD_CKPT = $(or $(CKPT),$(WILD_RUN)/checkpoints/last.pt)
+WILD_MANO = $(or $(MANO),$(if $(DATA),,standin))
+wild_preset = $(if $(filter paper,$(CONFIG)),hand3d_wild/configs/perspective.yaml,$(call config,hand3d_wild))
+wild_pretrain = $(if $(filter tiny,$(CONFIG)),tiny,$(if $(DATA),pretrain,pretrain_standin))
+wild_resume = $(if $(wildcard $(1)/checkpoints/last.pt),--resume)
+wild_sets = $(if $(DATA),,$(foreach set,panoptic mpii_nzsl stb,$(STANDIN)/$(set)/standin.json))
+wild_train = $(PY) -m hand3d_wild.train --config $(wild_preset) --data.store $(WILD_STORE) --data.mano $(WILD_MANO) --init_from $(WILD_RUN)-pretrain/checkpoints/last.pt --run $(WILD_RUN) $(call wild_resume,$(WILD_RUN)) $(ARGS)
+wild_eval = $(PY) -m hand3d_wild.eval $(WILD_CKPT) --dataset stb --root $(WILD_DATA)/stb --store $(WILD_STORE)
+
+synthesize-wild: $(STAMP) ## pictures of coloured hands for pretraining, once: MANO=file with your own hand model
+	@test -n "$(WILD_MANO)" || { echo "error: name the hand model: MANO=/path/MANO_RIGHT.pkl (mano.is.tue.mpg.de), or MANO=standin" >&2; exit 2; }
+	$(PY) -m hand3d_wild.synthesize --out $(WILD_SYNTH) --mano $(WILD_MANO) --workers 2 --resume $(WILD_PICTURES)
+
+prepare-wild: $(STAMP) $(wild_sets) ## crops, masks and joints of Panoptic, MPII+NZSL and STB, once: DATA=/path
+	$(PY) -m hand3d_wild.prepare --panoptic $(WILD_DATA)/panoptic --mpii $(WILD_DATA)/mpii_nzsl --stb $(WILD_DATA)/stb --out $(WILD_STORE) --workers 2 --resume
+
+pretrain-wild: synthesize-wild ## the first stage alone
+	$(PY) -m hand3d_wild.pretrain --config hand3d_wild/configs/$(wild_pretrain).yaml --data.root $(WILD_SYNTH) --data.mano $(WILD_MANO) --run $(WILD_RUN)-pretrain $(call wild_resume,$(WILD_RUN)-pretrain)
+
+train-wild: pretrain-wild prepare-wild ## pretrain on synthetic hands, train on pictures, evaluate, write a report with pictures; again: continue
+	$(wild_train)
+	$(wild_eval)
+
+eval-wild: prepare-wild ## evaluate a checkpoint on STB's held-out sequences (trains the stand-in first if there is none)
+ifeq ($(CKPT),)
+	@test -f $(WILD_CKPT) || echo "no checkpoint at $(WILD_CKPT): training one first"
+	$(if $(wildcard $(WILD_CKPT)),,$(MAKE) pretrain-wild && $(wild_train))
+endif
+	$(wild_eval) $(if $(CKPT)$(wildcard $(WILD_CKPT)),$(ARGS))
+
 # ---- anybody's results
 
 score: $(STAMP) ## score anyone's predictions: ARGS="--dataset icvl --predictions FILE --ground-truth FILE"
@@ -130,7 +237,7 @@ score: $(STAMP) ## score anyone's predictions: ARGS="--dataset icvl --prediction
 	$(PY) -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
-viewer: .venv/.viewer ## turn predicted and labelled hands in the browser: RUN=folder, or ARGS="--dataset msra --predictions FILE --ground-truth FILE"
+view-results: .venv/.viewer ## turn predicted and labelled hands in the browser: RUN=folder, or ARGS="--dataset msra --predictions FILE --ground-truth FILE"
 	$(PY) -m shared.viewer $(if $(findstring --predictions,$(ARGS))$(findstring --eval,$(ARGS)),,--eval $(V2V_RUN)/eval) $(ARGS)
 
 demo-v2v: .venv/.demo ## a page on this machine to try a checkpoint of V2V-PoseNet on depth images: CKPT=file

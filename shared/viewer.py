@@ -279,7 +279,8 @@ def serve(hands: Hands, options: Options) -> Any:
         viser: Any = importlib.import_module("viser")
     except ImportError as error:
         raise DataError(
-            f"the viewer needs viser ({error})", remedy="run make viewer, or pip install -r requirements/viewer.txt"
+            f"the viewer needs viser ({error})",
+            remedy="run make view-results, or pip install -r requirements/viewer.txt",
         ) from error
     picks = hands.picks()
     count, start = len(hands.errors), picks["median"] if options.frame is None else options.frame

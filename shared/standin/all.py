@@ -92,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         argv=argv,
     ).options
     names = options.datasets.replace(",", " ").split()
+    import torch
+
+    torch.set_num_threads(1)  # a frame is milliseconds of small operations: threads that wait for each other cost more
     for path in write_sets(options.out, names, frames=options.frames, seed=options.seed, progress=True):
         print(path)
     return 0

@@ -1,26 +1,55 @@
 """A small NYU tree without NYU: the same stand-in hand seen by three cameras, in the format of ``shared.datasets.nyu``.
 
 The side cameras look at a point 700 mm before camera 1 from 35 degrees to its left and right; the hands are near that
-point. Only what a reader uses is written: ``depth_*`` pictures and ``joint_data.mat``.
+point. As in NYU, fingers point towards the camera, turned any way; the forearm is in the picture; the sensor is noisy;
+and the test split has a person whom the training split does not have. Only what a reader uses is written: ``depth_*``
+pictures and ``joint_data.mat``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from shared import camera
 from shared.datasets.nyu import FAR_MM, SIZE, K
 from shared.errors import DataError
 from shared.safe_io import atomic_path
-from shared.standin.scene import Float, to_skeleton
-from shared.standin.views import depth_picture, sample_hand, save_image, write_noisy_centers
+from shared.standin.build_hand import boundary_loop
+from shared.standin.render import render_depth
+from shared.standin.scene import (
+    GESTURES,
+    Float,
+    depth_noise,
+    sample_articulation,
+    standin_layer,
+    subject_betas,
+    to_skeleton,
+)
+from shared.standin.views import Hand, save_image, write_noisy_centers
 
 _PIVOT_MM = np.array([0.0, 0.0, 700.0])
 _FINGERS = [f"F{finger}_KNU{knuckle}_{end}" for finger in (1, 2, 3, 4) for knuckle in (3, 2, 1) for end in "AB"]
 _THUMB = ["TH_KNU3_A", "TH_KNU3_B", "TH_KNU2_A", "TH_KNU2_B", "TH_KNU1_A", "TH_KNU1_B"]
 JOINT_NAMES = [*_FINGERS, *_THUMB, *(f"PALM_{i}" for i in range(1, 7))]
+
+# Rest pose to camera: fingers to the right, back of the hand to the camera, thumb up.
+_REST = Rotation.from_matrix([[-1.0, 0, 0], [0, 0, -1], [0, -1, 0]])
+_TILT_DEG = (35.0, 145.0)  # of the fingers towards camera 1; 35 more or less for the side cameras
+# The first principal shape is size: about 0.9 of the average hand. People of the other sets are 0.88 to 1.12 of it.
+_SIZES = (-2.4, -1.6, -2.9)
+_TRAIN_PEOPLE, _TEST_PEOPLE = (0, 1), (0, 2)
+_ARM_MM, _RINGS = 220.0, 6  # the forearm leaves every crop
+_ARM_WIDER = np.array([0.5, 0.35])  # at its end: thickness, breadth
 
 
 def rig() -> Float:
@@ -32,31 +61,100 @@ def rig() -> Float:
     return T
 
 
-def write_nyu(root: str | Path, *, frames: int = 6, seed: int = 0) -> None:
+@lru_cache(1)
+def _arm_faces() -> tuple[list[int], NDArray[np.int64]]:
+    """The wrist's opening, and triangles of the hand with a forearm of ``_RINGS`` rings, closed at its end."""
+    faces = standin_layer().faces.numpy()
+    rim = boundary_loop(faces)
+    count, verts = len(rim), int(faces.max()) + 1
+    loops = [rim, *(list(range(verts + k * count, verts + (k + 1) * count)) for k in range(_RINGS))]
+    arm = []
+    for near, far in pairwise(loops):
+        for i in range(count):
+            j = (i + 1) % count
+            arm += [(near[j], near[i], far[i]), (near[j], far[i], far[j])]
+    arm += [(loops[-1][0], b, a) for a, b in pairwise(loops[-1][1:])]
+    return rim, np.concatenate((faces, np.array(arm)))
+
+
+def sample_nyu_hand(seed: int, index: int, *, person: int, center_mm: Float) -> tuple[Hand, NDArray[np.int64]]:
+    """Hand ``index`` with its forearm, and the triangles of both; its joints' mean lies at a point of camera 1's frame.
+
+    Orientations are spread like those of NYU: any way round in the picture, any roll, fingers 35 to 145 degrees towards
+    the camera, 90 straight at it.
+    """
+    rng = np.random.default_rng((seed, index, 8))
+    articulation = sample_articulation(rng, list(GESTURES)[rng.integers(len(GESTURES))])
+    roll, turn = rng.uniform(-180, 180, 2)
+    swing = Rotation.from_euler("xyz", [roll, rng.uniform(*_TILT_DEG), turn], degrees=True) * _REST
+    betas = subject_betas(person)
+    betas[0] = _SIZES[person]
+    pose = np.concatenate((swing.as_rotvec(), articulation.ravel()))
+    out = standin_layer()(torch.from_numpy(pose)[None], torch.from_numpy(betas)[None])
+    assert out.verts is not None
+    verts, joints = out.verts[0].numpy(), out.joints[0].numpy()
+
+    rim, faces = _arm_faces()
+    along, across = swing.apply([1.0, 0, 0]), swing.apply([[0.0, 1, 0], [0, 0, 1]])
+    middle = verts[rim].mean(0)
+    t = np.arange(1, _RINGS + 1)[:, None, None] / _RINGS
+    sides = (verts[rim] - middle) @ across.T  # (n, 2)
+    rings = middle + _ARM_MM * t * along + (sides * (1 + t * _ARM_WIDER)) @ across
+    verts = np.concatenate((verts, rings.reshape(-1, 3)))
+    shift = center_mm - joints.mean(0)
+    return Hand(verts + shift, joints + shift, "right"), faces
+
+
+def _write_frame(root: Path, split: str, number: int, index: int, person: int, seed: int, noise: bool) -> Float:
+    """The pictures of one frame; gives its labels in the three cameras (3, 36, 3)."""
+    rng = np.random.default_rng((seed, index, 6))
+    hand, faces = sample_nyu_hand(seed, index, person=person, center_mm=_PIVOT_MM + rng.uniform(-60, 60, 3))
+    joints = to_skeleton(hand.joints_mm, "nyu36")
+    xyz = np.empty((3, 36, 3))
+    for view, T in enumerate(rig()):
+        R, t = T[:3, :3], T[:3, 3]
+        xyz[view] = joints @ R.T + t
+        verts = torch.from_numpy(hand.verts_mm @ R.T + t)
+        exact = render_depth(verts, torch.from_numpy(faces), torch.from_numpy(K), SIZE).depth_mm[0].numpy()
+        seen = depth_noise(exact, rng) if noise else exact
+        depth = np.rint(seen).astype(np.uint16)
+        depth[(depth == 0) | (depth > FAR_MM)] = FAR_MM
+        rgb = np.stack([np.zeros_like(depth), depth >> 8, depth & 255], -1).astype(np.uint8)
+        save_image(root / split / f"depth_{view + 1}_{number:07d}.png", rgb)
+    return xyz
+
+
+def _frames(jobs: list[tuple[Path, str, int, int, int, int, bool]], workers: int) -> Iterator[Float]:
+    if workers == 1:
+        yield from map(_write_frame, *zip(*jobs, strict=True))
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(_write_frame, *zip(*jobs, strict=True), chunksize=8)
+
+
+def write_nyu(root: str | Path, *, frames: int = 6, seed: int = 0, noise: bool = True, workers: int = 1) -> None:
     """Writes ``frames`` training and ``frames`` test frames of three cameras.
 
     Centre files of V2V-PoseNet (camera 1) are in ``nyu_center``. Far is 2001, as in the real pictures.
+
+    Args:
+        root: folder.
+        frames: of each split.
+        seed: the same seed gives the same bytes, with any number of workers.
+        noise: of the sensor; without it depth is exact to a millimetre.
+        workers: processes.
     """
     from scipy.io import savemat
 
     if frames < 1:
         raise DataError(f"frames: expected at least 1, got {frames}")
     root = Path(root)
-    T = rig()
-    for part, split in enumerate(("train", "test")):
-        xyz = np.empty((3, frames, 36, 3))
-        for i in range(frames):
-            index = part * frames + i
-            rng = np.random.default_rng((seed, index, 6))
-            hand = sample_hand(seed, index, side="right", center_mm=_PIVOT_MM + rng.uniform(-60, 60, 3))
-            joints = to_skeleton(hand.joints_mm, "nyu36")
-            for view in range(3):
-                R, t = T[view, :3, :3], T[view, :3, 3]
-                xyz[view, i] = joints @ R.T + t
-                depth = depth_picture(hand.verts_mm @ R.T + t, K, SIZE)
-                depth[(depth == 0) | (depth > FAR_MM)] = FAR_MM
-                rgb = np.stack([np.zeros_like(depth), depth >> 8, depth & 255], -1).astype(np.uint8)
-                save_image(root / split / f"depth_{view + 1}_{i + 1:07d}.png", rgb)
+    for part, (split, people) in enumerate((("train", _TRAIN_PEOPLE), ("test", _TEST_PEOPLE))):
+        jobs = [
+            (root, split, i + 1, part * frames + i, people[i * len(people) // frames], seed, noise)
+            for i in range(frames)
+        ]
+        xyz = np.stack(list(_frames(jobs, workers)), 1)
         names = np.empty((1, 36), object)
         names[0] = JOINT_NAMES
         variables = {"joint_names": names, "joint_uvd": camera.xyz_to_uvd(xyz, K), "joint_xyz": camera.flip_y(xyz)}

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from shared.errors import DataError
 from shared.mano import ManoLayer, ManoModel, load_mano, mirror_model, mirror_pose
 from shared.skeletons import SKELETONS, reorder
-from shared.standin.build_hand import FINGERS, boundary_loop, flexion_axes
+from shared.standin.build_hand import FINGERS, WRIST, boundary_loop, flexion_axes, skeleton
 from shared.standin.render import (
     box_mesh,
     cylinder_mesh,
@@ -319,10 +319,10 @@ def _look(
 def to_skeleton(joints_mm: NDArray[np.floating], name: str) -> Float:
     """Joints (..., 21, 3) in the order "mano" as another set labels them, (..., J, 3).
 
-    Sets with the same 21 joints are reordered by name. The others are placed where their pictures show them: "palm" is
-    the mean of the wrist and the four knuckles; ICVL's "root" and "mid" are the knuckle and the middle of the second
-    phalanx (thumb: its second joint and the middle of the next bone); NYU's pairs of points lie 15 % into the two bones
-    at each joint, its wrist points 30 % of the palm's breadth to either side.
+    Sets with the same 21 joints are reordered by name. The others are placed where their pictures show them: STB's and
+    ICVL's "palm" is the mean of the wrist and the four knuckles; ICVL's "root" and "mid" are the knuckle and the middle
+    of the second phalanx (thumb: its second joint and the middle of the next bone). NYU has two points a bone, whose
+    outermost lie inside the fingertips, and six in the palm; "wrist_side_1" is the little finger's side, as in NYU.
 
     Raises:
         DataError: an unknown order, or joints of another shape.
@@ -335,26 +335,51 @@ def to_skeleton(joints_mm: NDArray[np.floating], name: str) -> Float:
     if name not in ("stb", "icvl", "nyu14", "nyu36"):
         raise DataError(f"the stand-in hand has no joints in the order {name!r}")
     p = {joint: joints[..., i, :] for i, joint in enumerate(SKELETONS["mano"].joints)}
-    knuckles = [p[f"{finger}_mcp"] for finger in ("index", "middle", "ring", "pinky")]
+    if name.startswith("nyu"):
+        return np.stack([_nyu_joint(joint, p) for joint in SKELETONS[name].joints], -2)
+    knuckles = [p[joint] for joint in _PALM_JOINTS[1:]]
     p["palm"] = np.mean([p["wrist"], *knuckles], axis=0)
-    breadth = 0.3 * (p["index_mcp"] - p["pinky_mcp"])
-    p["wrist_side_1"], p["wrist_side_2"] = p["wrist"] + breadth, p["wrist"] - breadth
-    for number, knuckle in ((4, "index_mcp"), (5, "middle_mcp"), (6, "pinky_mcp")):
-        p[f"palm_{number}"] = (p["wrist"] + p[knuckle]) / 2
     for finger in ("thumb", "index", "middle", "ring", "pinky"):
-        base, middle, last, tip = (p[f"{finger}_{part}"] for part in ("mcp", "pip", "dip", "tip"))
-        p[f"{finger}_knu1_b"] = base
-        p[f"{finger}_knu1_a"] = middle + 0.15 * (base - middle)
-        near, far = middle + 0.15 * (last - middle), last + 0.15 * (tip - last)
-        p[f"{finger}_knu2_a"] = last + 0.15 * (middle - last)
-        if name == "icvl":
-            p[f"{finger}_root"] = middle if finger == "thumb" else base
-            p[f"{finger}_mid"] = last if finger == "thumb" else (middle + last) / 2
-        elif finger == "thumb":  # its joints are one bone nearer to the wrist
-            p["thumb_root"], p["thumb_mid"] = near, far
-        else:
-            p[f"{finger}_mid"], p[f"{finger}_knu3_b"] = near, far
+        base, middle, last = (p[f"{finger}_{part}"] for part in ("mcp", "pip", "dip"))
+        p[f"{finger}_root"] = middle if finger == "thumb" else base
+        p[f"{finger}_mid"] = last if finger == "thumb" else (middle + last) / 2
     return np.stack([p[joint] for joint in SKELETONS[name].joints], -2)
+
+
+_PALM_JOINTS = ("wrist", "index_mcp", "middle_mcp", "ring_mcp", "pinky_mcp")
+# Where NYU's annotations lie on a finger: bone, and share of its length. The thumb has them under other names.
+_NYU_ALONG = {"knu1_b": (0, 0.08), "knu1_a": (0, 0.6), "mid": (1, 0.0), "knu2_a": (1, 0.5), "knu3_b": (2, 0.05)}
+_NYU_ALONG |= {"tip": (2, 0.68)}
+_NYU_THUMB = {"root": "mid", "mid": "knu3_b"}
+# And in the palm, in the frame of :mod:`.build_hand` at rest (x to the wrist, y out of the back, z to the thumb), mm.
+_NYU_PALM = {
+    "wrist_side_1": (89.0, 0.0, -15.0),
+    "wrist_side_2": (89.0, 0.0, 15.0),
+    "palm": (25.0, 0.5, 1.0),
+    "palm_4": (33.0, -2.5, -21.0),
+    "palm_5": (47.0, 2.0, 0.0),
+    "palm_6": (92.0, 0.0, 0.0),
+}
+
+
+@lru_cache(1)
+def _nyu_palm_mixes() -> dict[str, Float]:
+    """Shares (5,) of the palm's joints that make up NYU's points of the palm; the same in every pose."""
+    chains = skeleton()
+    rest = np.array([WRIST, *(chains[finger][0] for finger in ("index", "middle", "ring", "little"))])
+    solve = np.linalg.pinv(np.vstack((rest.T, np.ones(5))))
+    return {name: solve @ np.array([*place, 1.0]) for name, place in _NYU_PALM.items()}
+
+
+def _nyu_joint(joint: str, p: dict[str, Float]) -> Float:
+    """One of NYU's points, of the 21 joints by name."""
+    if joint in _NYU_PALM:
+        mixed: Float = np.tensordot(_nyu_palm_mixes()[joint], np.stack([p[name] for name in _PALM_JOINTS]), 1)
+        return mixed
+    finger, part = joint.split("_", 1)
+    bone, share = _NYU_ALONG[_NYU_THUMB.get(part, part) if finger == "thumb" else part]
+    near, far = (p[f"{finger}_{end}"] for end in ("mcp", "pip", "dip", "tip")[bone : bone + 2])
+    return near + share * (far - near)
 
 
 def depth_noise(

@@ -1,0 +1,532 @@
+"""A hand's joints and mesh from a picture and a box.
+
+    python -m hand3d_wild.predict photo.jpg --bbox 340,232,120,140 --checkpoint model.pt --mano MANO_RIGHT.pkl --out out
+
+The box is tight around the hand's joints; the network is shown 2.2 times its longer side, as in training, and whether
+the hand then fills about 1 / 2.2 of the crop is checked. 2-D joints of any detector do instead of a box, and crops that
+are square already can be given as they are. Each picture gives ``NAME_crop.png`` (what the network saw),
+``NAME_joints.png``, ``NAME_mesh.png``, ``NAME.obj``, ``NAME.ply``, ``NAME.json`` and ``NAME.npz``. Folders are taken in
+natural order, animations (GIF, WebP, APNG) and videos frame by frame. A picture that cannot be used is reported and
+passed over; the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hand3d_wild.config import PredictConfig
+from shared.errors import DataError, MissingFileError, exit_on_error
+from shared.options import parse
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hand3d_wild.inference import Hand, Predictor, View
+
+    Float = NDArray[np.float64]
+    RGB = NDArray[np.uint8]
+
+PICTURES = (".png", ".jpg", ".jpeg")
+ANIMATIONS = (".gif", ".webp", ".apng")
+VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+SHARES = (0.3, 0.62)  # of the crop's edge that a hand covers where the crop is right: 1 / 2.2 is 0.45
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One frame: where it comes from, the name of its results, and its pixels or why there are none."""
+
+    source: Path
+    name: str
+    rgb: RGB | None
+    problem: str = ""
+
+
+# ------------------------------------------------------------------------------------------------ what comes in
+
+
+def list_files(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
+    """(file, name of its results); folders unfolded in natural order, without what lies under ``out``.
+
+    Raises:
+        DataError: nothing given, an unknown suffix, an empty folder, two files whose results would have one name.
+    """
+    known = (*PICTURES, *ANIMATIONS, *VIDEOS)
+    if not inputs:
+        raise DataError("no picture is given", remedy=f"give pictures, folders or videos ({' '.join(known)})")
+    found: list[tuple[Path, str]] = []
+    for word in inputs:
+        path = Path(word)
+        if path.is_dir():
+            inside = [p for p in path.rglob("*") if p.suffix.lower() in known and out.resolve() not in p.parents]
+            inside = [p for p in inside if out.resolve() not in p.resolve().parents]
+            if not inside:
+                raise DataError(f"the folder holds no {', '.join(known)} file", path=path)
+            pairs = [(p, p.relative_to(path).with_suffix("").as_posix()) for p in inside]
+            found += sorted(pairs, key=lambda pair: _natural(pair[1]))
+        elif not path.exists():
+            raise MissingFileError("no such picture or folder", path=path, remedy="check the path")
+        elif path.suffix.lower() not in known:
+            raise DataError(f"the suffix {path.suffix!r} is none of {', '.join(known)}", path=path)
+        else:
+            found.append((path, path.stem))
+    owners: dict[str, Path] = {}
+    for path, name in found:
+        if name in owners:
+            raise DataError(f"would write the same {name}.json as {owners[name]}", path=path, remedy="use two --out")
+        owners[name] = path
+    return found
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def read_pictures(files: Sequence[tuple[Path, str]]) -> Iterator[Picture]:
+    """The frames of all files, one after the other; unreadable ones with the reason instead of pixels."""
+    from shared.datasets.images import read_rgb
+
+    for path, name in files:
+        suffix = path.suffix.lower()
+        try:
+            if suffix in PICTURES:
+                yield Picture(path, name, read_rgb(path))
+            else:
+                frames = _animation(path) if suffix in ANIMATIONS else _video(path)
+                for number, rgb in enumerate(frames):
+                    yield Picture(path, f"{name}/{number:06d}", rgb)
+        except DataError as error:
+            yield Picture(path, name, None, str(error))
+
+
+def _animation(path: Path) -> Iterator[RGB]:
+    import numpy as np
+    from PIL import Image, ImageSequence
+
+    from shared.datasets.images import MAX_PIXELS
+
+    try:
+        with Image.open(path, formats=("GIF", "WEBP", "PNG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}", path=path)
+            for frame in ImageSequence.Iterator(image):
+                yield np.array(frame.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"not a readable animation ({error})", path=path) from None
+
+
+def _video(path: Path) -> Iterator[RGB]:
+    """Frames by OpenCV, which has a decoder in its package."""
+    import cv2
+    import numpy as np
+
+    video = cv2.VideoCapture(str(path))
+    count = 0
+    try:
+        while True:
+            there, frame = video.read()
+            if not there:
+                break
+            count += 1
+            yield np.ascontiguousarray(frame[..., ::-1])
+    finally:
+        video.release()
+    if not count:
+        raise DataError("not a readable video (no frame could be decoded)", path=path)
+
+
+def read_table(path: str, what: str, shape: str) -> dict[str, Any]:
+    """A JSON object of picture name -> something.
+
+    Raises:
+        MissingFileError, DataError: no such file, or another structure.
+    """
+    from shared.datasets.labels import read_json
+
+    remedy = f'write {{"photo.jpg": {shape}, ...}}'
+    if not Path(path).is_file():
+        raise MissingFileError(f"no such file of {what}", path=path, remedy=remedy)
+    content = read_json(path, max_bytes=2**26)
+    if not isinstance(content, dict):
+        raise DataError(
+            f"expected an object of {what} by picture, got {type(content).__name__}", path=path, remedy=remedy
+        )
+    return content
+
+
+def read_boxes(path: str) -> dict[str, Float]:
+    """Tight boxes (4,) x, y, w, h by picture.
+
+    Raises:
+        MissingFileError, DataError: no such file; a box that is not four finite numbers with w and h above 0.
+    """
+    return {name: _box(value, path, name) for name, value in read_table(path, "boxes", "[340, 232, 120, 140]").items()}
+
+
+def _box(value: Any, path: str, name: str) -> Float:
+    import numpy as np
+
+    try:
+        box = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        box = np.empty(0)
+    if box.shape != (4,) or not np.isfinite(box).all() or not (box[2:] > 0).all():
+        raise DataError(f"{name}: expected x, y, w, h with w and h above 0, got {str(value)[:60]}", path=path)
+    return box
+
+
+def read_keypoints(path: str, order: str) -> dict[str, Float]:
+    """(21, 3) u, v, confidence in the order ``wild`` by picture; two numbers a joint have confidence 1.
+
+    Raises:
+        MissingFileError, DataError: no such file, another structure, an unknown order, no joint of confidence above 0.
+    """
+    import numpy as np
+
+    from shared import skeletons
+
+    index = skeletons.order(order, "wild")
+    shape = f"[[u, v, confidence] x {len(index)}]"
+    out = {}
+    for name, value in read_table(path, "keypoints", shape).items():
+        try:
+            points = np.array(value, np.float64)
+        except (TypeError, ValueError):
+            points = np.empty(0)
+        if points.ndim != 2 or points.shape not in ((21, 2), (21, 3)) or not np.isfinite(points).all():
+            raise DataError(f"{name}: expected 21 x [u, v] or [u, v, confidence] in pixels", path=path)
+        if points.shape[1] == 2:
+            points = np.concatenate((points, np.ones((21, 1))), 1)
+        if not (points[:, 2] > 0).any():
+            raise DataError(f"{name}: no joint has a confidence above 0", path=path)
+        out[name] = points[index]
+    return out
+
+
+def lookup(item: Picture, table: dict[str, Any]) -> Any:
+    """The entry of a picture under its result's name, its path, or any end of the path (``rgb/0000.png``), or None."""
+    parts = item.source.parts
+    keys = [item.name, *("/".join(parts[start:]) for start in range(len(parts)))]
+    return next((table[key] for key in keys if key in table), None)
+
+
+# ------------------------------------------------------------------------------------------------ the crop
+
+
+def view_of(rgb: RGB, corners: Float, side: str, name: str) -> View:
+    """The crop around points (n, 2) of the picture: a square of 2.2 times the longer side of their box.
+
+    Raises:
+        DataError: a box outside the picture, or too small.
+    """
+    import numpy as np
+
+    from hand3d_wild.crop import crop_box, mirror_points
+    from hand3d_wild.inference import View
+
+    height, width = rgb.shape[:2]
+    low, high = corners.min(0), corners.max(0)
+    if (high < 0).any() or (low > [width - 1, height - 1]).any():
+        raise DataError(f"{name}: the box lies outside the picture of {width} x {height} pixels")
+    shown = mirror_points(corners, width) if side == "left" else corners
+    box = crop_box(shown, np.ones(len(shown), np.bool_), (width, height), name=name)
+    return View(rgb, box, "left" if side == "left" else "right")
+
+
+def whole_view(rgb: RGB, side: str, name: str) -> View:
+    """A picture that is a crop already.
+
+    Raises:
+        DataError: it is not square.
+    """
+    from hand3d_wild.inference import View
+
+    height, width = rgb.shape[:2]
+    if height != width or height < 2:
+        raise DataError(
+            f"{name}: --crops takes square pictures (the hand's box enlarged 2.2 times), it has {width} x {height}",
+            remedy="give a box or keypoints of the whole picture instead",
+        )
+    return View(rgb, (0, height - 1, 0, width - 1), "left" if side == "left" else "right", whole=True)
+
+
+def share_problem(share: float) -> str:
+    """What is wrong with a crop in which the hand's joints cover this share of the edge; empty where it looks right."""
+    if SHARES[0] <= share <= SHARES[1]:
+        return ""
+    kind = "small" if share < SHARES[0] else "large"
+    return (
+        f"the hand covers {100 * share:.0f} % of the crop's edge, about {100 / 2.2:.0f} % is expected: the box is too "
+        f"{'large' if kind == 'small' else 'small'} or elsewhere; it should be tight around the joints, the program "
+        "enlarges it 2.2 times"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ what goes out
+
+
+def write_results(out: Path, item: Picture, view: View, hand: Hand, predictor: Predictor, fit: dict[str, Any]) -> None:
+    """All files of one hand."""
+    import numpy as np
+    import torch
+
+    from hand3d_wild.fit import params_of
+    from hand3d_wild.overlay import mesh_overlay, verts_uvz, write_obj, write_ply
+    from shared.draw import draw_skeleton, save
+    from shared.safe_io import atomic_path, atomic_write_text
+
+    assert item.rgb is not None
+    target = out / item.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def named(ending: str) -> Path:
+        return target.with_name(target.name + ending)
+
+    faces = predictor.faces(view.side)
+    uvz = verts_uvz(hand.verts_2d, hand.verts_mm / 1000, hand.px_per_m)
+    save(named("_crop.png"), view.input(predictor.size))
+    save(named("_joints.png"), draw_skeleton(item.rgb, hand.keypoints_2d, "wild"))
+    save(named("_mesh.png"), mesh_overlay(item.rgb, uvz, faces))
+    write_obj(named(".obj"), hand.verts_mm / 1000, faces)
+    write_ply(named(".ply"), hand.verts_mm / 1000, faces)
+    record = {
+        "image": str(item.source),
+        "hand": view.side,
+        "skeleton": "wild",
+        "crop_top_bottom_left_right": list(view.box),
+        "crop_of": "mirrored picture" if view.side == "left" else "picture",
+        "hand_share_of_crop": hand.share,
+        "crop_warning": share_problem(hand.share),
+        "keypoints_2d": hand.keypoints_2d.tolist(),
+        "joints_root_mm": (hand.joints_mm - hand.joints_mm[:1]).tolist(),
+        "px_per_m": hand.px_per_m,
+        "params": params_of(torch.from_numpy(hand.params)),
+        **fit,
+    }
+    atomic_write_text(named(".json"), json.dumps(record, indent=1) + "\n")
+    with atomic_path(named(".npz")) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            joints_mm=hand.joints_mm,
+            verts_mm=hand.verts_mm,
+            keypoints_2d=hand.keypoints_2d,
+            verts_2d=hand.verts_2d,
+            params=hand.params,
+            px_per_m=hand.px_per_m,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parsed = parse(
+        PredictConfig,
+        prog="python -m hand3d_wild.predict",
+        description="Joints, mesh and 22 numbers of a hand in a picture, given a box tight around its joints; the "
+        "network is shown a square of 2.2 times that box, as in training (another factor is the likeliest reason for "
+        "bad results).",
+        argv=argv,
+        positional="images",
+        positional_help="pictures, folders of them, animations (GIF, WebP, APNG), videos",
+    )
+    return predict(parsed.options)
+
+
+def check(options: PredictConfig) -> None:
+    """Options that do not fit together.
+
+    Raises:
+        DataError: not exactly one of --bbox, --boxes, --keypoints, --crops; --fit without what it fits to.
+    """
+    places = {"--bbox": options.bbox, "--boxes": options.boxes, "--keypoints": options.keypoints}
+    given = [name for name, value in places.items() if value]
+    if options.crops and options.keypoints:
+        given.remove("--keypoints")  # of crops too: for heat maps and --fit
+    given += ["--crops"] if options.crops else []
+    if len(given) != 1:
+        raise DataError(
+            f"{' and '.join(given)} exclude one another" if given else "no box is given",
+            remedy="--bbox x,y,w,h or --boxes FILE says where the hand is, --keypoints FILE gives its 2-D joints, "
+            "--crops takes the pictures as they are; this method has no detector",
+        )
+    if options.fit in ("joints", "both") and not options.keypoints:
+        raise DataError(f"--fit {options.fit} needs 2-D joints", remedy="give --keypoints FILE")
+    if options.fit in ("mask", "both") and not options.masks:
+        raise DataError(f"--fit {options.fit} needs silhouettes", remedy="give --masks FOLDER with <name>.png")
+    if options.batch_size < 1:
+        raise DataError(f"--batch_size must be at least 1, got {options.batch_size}")
+
+
+def predict(options: PredictConfig) -> int:
+    """Runs the predictor; returns the exit status, 1 where a picture had to be passed over.
+
+    Raises:
+        DataError: options that do not fit together, no checkpoint, no MANO, no picture at all.
+    """
+    out = Path(options.out)
+    files = list_files(options.images, out)
+    check(options)
+    fixed = None
+    if options.bbox:
+        words = options.bbox.replace(",", " ").split()
+        fixed = _box([float(w) if _is_number(w) else w for w in words], "--bbox", options.bbox)
+    boxes = read_boxes(options.boxes) if options.boxes else {}
+    keypoints = read_keypoints(options.keypoints, options.order) if options.keypoints else {}
+    from hand3d_wild.inference import Predictor
+
+    predictor = Predictor(options.checkpoint, options.mano, device=options.device, precision=options.precision)
+    if predictor.form == "heatmaps" and not keypoints:
+        raise DataError("this network needs heat maps beside the picture", remedy="give 2-D joints: --keypoints FILE")
+    failed, written, warned = 0, 0, 0
+    tracked: Float | None = None
+    waiting: list[tuple[Picture, View, Float | None]] = []
+
+    def flush() -> None:
+        nonlocal tracked, written, warned
+        if waiting:
+            hands = _predict_batch(predictor, waiting, options, out)
+            tracked = hands[-1].keypoints_2d
+            for (item, _, _), hand in zip(waiting, hands, strict=True):
+                problem = share_problem(hand.share)
+                if problem:
+                    print(f"warning: {item.source} ({item.name}): {problem}", file=sys.stderr)
+                    warned += 1
+            written += len(waiting)
+            waiting.clear()
+
+    for item in read_pictures(files):
+        try:
+            if item.rgb is None:
+                raise DataError(item.problem)
+            joints = lookup(item, keypoints)
+            if keypoints and joints is None:
+                raise DataError(f"{item.source}: the file of keypoints has none for {item.source.name}")
+            view = _view(item, options, fixed, boxes, joints, tracked if options.track else None)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        waiting.append((item, view, joints))
+        if len(waiting) >= (1 if options.track else options.batch_size):
+            flush()
+    flush()
+    parts = [f"{failed} could not be used"] if failed else []
+    parts += [f"{warned} crops look wrong"] if warned else []
+    print(f"{written} pictures -> {out}" + "".join(f", {part}" for part in parts))
+    return 1 if failed else 0
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _view(
+    item: Picture,
+    options: PredictConfig,
+    fixed: Float | None,
+    boxes: dict[str, Float],
+    joints: Float | None,
+    tracked: Float | None,
+) -> View:
+    """The crop of a picture: of the hand followed so far, of its keypoints, of its box, or the picture itself."""
+    assert item.rgb is not None
+    if options.crops:
+        return whole_view(item.rgb, options.hand, str(item.source))
+    if tracked is not None:
+        try:
+            return view_of(item.rgb, tracked, options.hand, item.name)
+        except DataError:
+            pass  # the hand has left the picture: look where it was given
+    if joints is not None:
+        return view_of(item.rgb, joints[joints[:, 2] > 0, :2], options.hand, str(item.source))
+    box = fixed if fixed is not None else lookup(item, boxes)
+    if box is None:
+        raise DataError(f"{item.source}: the file of boxes has none for {item.source.name}")
+    import numpy as np
+
+    corners = np.stack((box[:2], box[:2] + box[2:]))
+    return view_of(item.rgb, corners, options.hand, str(item.source))
+
+
+def _predict_batch(
+    predictor: Predictor, items: list[tuple[Picture, View, Float | None]], options: PredictConfig, out: Path
+) -> list[Hand]:
+    """Predicts, fits where asked, and writes a batch."""
+    views = [view for _, view, _ in items]
+    maps = None
+    if predictor.form == "heatmaps":
+        maps = [v.maps(j[:, :2], j[:, 2], predictor.size) for _, v, j in items if j is not None]
+    hands = predictor.predict(views, maps)
+    notes: list[dict[str, Any]] = [{} for _ in items]
+    if options.fit != "none":
+        hands, notes = _fit(predictor, items, hands, options)
+    for (item, view, _), hand, note in zip(items, hands, notes, strict=True):
+        write_results(out, item, view, hand, predictor, note)
+    return hands
+
+
+def _fit(
+    predictor: Predictor, items: list[tuple[Picture, View, Float | None]], hands: list[Hand], options: PredictConfig
+) -> tuple[list[Hand], list[dict[str, Any]]]:
+    """Hands whose numbers are refined to their 2-D joints or silhouettes, and what to say about that."""
+    import numpy as np
+    import torch
+
+    from hand3d_wild.fit import fit_hands
+
+    given: dict[str, Any] = {}
+    if options.fit in ("joints", "both"):
+        joints = np.stack([view.to_network(j[:, :2]) for _, view, j in items if j is not None])
+        given["joints_2d"] = torch.from_numpy(joints).float()
+        given["confidence"] = torch.from_numpy(np.stack([j[:, 2] for _, _, j in items if j is not None])).float()
+    if options.fit in ("mask", "both"):
+        given["mask"] = torch.from_numpy(np.stack([read_mask(options.masks, item, view) for item, view, _ in items]))
+    start = torch.from_numpy(np.stack([hand.params for hand in hands]))
+    decoder = predictor.network.decoder
+    fit = fit_hands(decoder.cpu(), start=start, **given)
+    fitted = predictor.decode([view for _, view, _ in items], fit.params)
+    notes = [
+        {
+            "fit": options.fit,
+            "fit_objective": [float(fit.start[i]), float(fit.objective[i])],
+            "fit_error_px": None if bool(fit.error_px[i].isnan()) else float(fit.error_px[i]),
+        }
+        for i in range(len(items))
+    ]
+    return fitted, notes
+
+
+def read_mask(folder: str, item: Picture, view: View) -> Float:
+    """(256, 256) float32 of 0 and 1: the silhouette of a picture in the network's frame.
+
+    Raises:
+        DataError: no such file, one of another size than the picture, or none of it within the crop.
+    """
+    import numpy as np
+
+    from hand3d_wild.inference import View
+    from shared.datasets.images import read_rgb
+
+    assert item.rgb is not None
+    path = Path(folder) / f"{item.name}.png"
+    values = read_rgb(path, expected_size=(item.rgb.shape[1], item.rgb.shape[0]))
+    bright = (values.max(-1, keepdims=True) > values.max() / 2).astype(np.uint8) * 255
+    seen = View(bright.repeat(3, -1), view.box, view.side, view.whole).input(256)[..., 0] > 127
+    if not seen.any():
+        raise DataError("no pixel of the silhouette lies within the crop", path=path)
+    return seen.astype(np.float32)
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

@@ -1,0 +1,1 @@
+"""Native kernels of training by fitting: torch reference, C++ and CUDA under one name each."""

@@ -1,0 +1,1 @@
+"""Native kernels of SO-HandNet: torch reference, C++ and CUDA under one name each."""

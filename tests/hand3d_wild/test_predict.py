@@ -1,0 +1,275 @@
+"""The predictor: every kind of input and crop, what is written, the check of the factor 2.2, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hand3d_wild.convert import checkpoint_of, save_checkpoint
+from hand3d_wild.inference import Predictor, View
+from hand3d_wild.model import WildNet
+from hand3d_wild.predict import list_files, main, share_problem, view_of
+from shared.datasets import mpii_nzsl
+from shared.errors import DataError, MissingFileError
+from shared.mano import load_mano
+
+ENDINGS = ("_crop.png", "_joints.png", "_mesh.png", ".obj", ".ply", ".json", ".npz")
+
+
+def checkpoint(path: Path, form: str = "rgb") -> str:
+    torch.manual_seed(0)
+    network = WildNet(load_mano("standin"), image_size=64, width=16, blocks=(1, 1, 1, 1), form=form)  # type: ignore[arg-type]
+    save_checkpoint(path, checkpoint_of(network, data={"mano": "standin"}))
+    return str(path)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    return checkpoint(tmp_path / "net.pt")
+
+
+@pytest.fixture
+def photo(tmp_path: Path, wild_trees: Path) -> Path:
+    """A right hand, and its keypoints in ``keypoints.json``."""
+    frames = mpii_nzsl.open(wild_trees / "mpii_nzsl", "train")
+    frame = next(f for f in (frames[i] for i in range(len(frames))) if f.side == "right")
+    assert frame.rgb is not None
+    assert frame.keypoints_2d is not None
+    Image.fromarray(frame.rgb).save(tmp_path / "photo.png")
+    (tmp_path / "keypoints.json").write_text(json.dumps({"photo.png": frame.keypoints_2d.tolist()}))
+    return tmp_path / "photo.png"
+
+
+def tight_box(photo: Path) -> str:
+    points = np.array(json.loads((photo.parent / "keypoints.json").read_text())["photo.png"])
+    return ",".join(f"{n:.2f}" for n in (*points.min(0), *np.ptp(points, axis=0)))
+
+
+def run(photo: Path, net: str, *words: str) -> dict[str, Any]:
+    out = photo.parent / "out"
+    assert main([str(photo), "--checkpoint", net, "--out", str(out), *words]) == 0
+    record: dict[str, Any] = json.loads((out / "photo.json").read_text())
+    return record
+
+
+def test_files_of_a_box(photo: Path, net: str) -> None:
+    record = run(photo, net, "--bbox", tight_box(photo))
+    out = photo.parent / "out"
+    assert all((out / f"photo{ending}").is_file() for ending in ENDINGS)
+    arrays = np.load(out / "photo.npz")
+    assert arrays["joints_mm"].shape == (21, 3)
+    assert arrays["verts_mm"].shape == (778, 3)
+    assert np.allclose(arrays["keypoints_2d"], record["keypoints_2d"])
+    joints = arrays["joints_mm"]
+    flat = arrays["keypoints_2d"] - arrays["keypoints_2d"][0]
+    assert np.allclose(flat, (joints - joints[0])[:, :2] * record["px_per_m"] / 1000, atol=1e-2)
+    lines = (out / "photo.obj").read_text().splitlines()
+    first = np.array([float(word) for word in lines[0].split()[1:]])
+    assert np.abs(first - arrays["verts_mm"][0] / 1000 * [1, -1, -1]).max() < 1e-6
+    top, bottom, left, right = record["crop_top_bottom_left_right"]
+    assert bottom - top == right - left
+    size = max(float(n) for n in tight_box(photo).split(",")[2:])
+    assert abs((right - left) / size - 2.2) < 0.02
+
+
+def test_keypoints_give_the_crop_of_their_box(photo: Path, net: str) -> None:
+    by_box = run(photo, net, "--bbox", tight_box(photo))
+    by_points = run(photo, net, "--keypoints", str(photo.parent / "keypoints.json"))
+    assert by_box["crop_top_bottom_left_right"] == by_points["crop_top_bottom_left_right"]
+    boxes = photo.parent / "boxes.json"
+    boxes.write_text(json.dumps({"photo.png": [float(n) for n in tight_box(photo).split(",")]}))
+    assert run(photo, net, "--boxes", str(boxes))["keypoints_2d"] == by_box["keypoints_2d"]
+
+
+def test_a_mirrored_left_hand_is_the_mirrored_right_hand(photo: Path, net: str) -> None:
+    right = run(photo, net, "--keypoints", str(photo.parent / "keypoints.json"))
+    rgb = np.asarray(Image.open(photo))
+    Image.fromarray(np.ascontiguousarray(rgb[:, ::-1])).save(photo)
+    points = np.array(json.loads((photo.parent / "keypoints.json").read_text())["photo.png"])
+    points[:, 0] = rgb.shape[1] - points[:, 0]
+    (photo.parent / "keypoints.json").write_text(json.dumps({"photo.png": points.tolist()}))
+    left = run(photo, net, "--keypoints", str(photo.parent / "keypoints.json"), "--hand", "left")
+    assert left["params"] == right["params"]
+    ours, expected = np.array(left["keypoints_2d"]), np.array(right["keypoints_2d"])
+    assert np.abs(ours - (expected * [-1, 1] + [rgb.shape[1], 0])).max() < 1e-9
+    assert np.allclose(left["joints_root_mm"], np.array(right["joints_root_mm"]) * [-1, 1, 1])
+    predictor = Predictor(net, "")
+    assert (predictor.faces("left") == predictor.faces("right")[:, ::-1]).all()
+
+
+def test_crops_are_seen_as_the_testers(photo: Path, net: str, tmp_path: Path, golden: Path) -> None:
+    images = np.load(golden / "hand3d_wild/images.npz")
+    picture = images["tester_img"].repeat(8, 0).repeat(8, 1)
+    view = View(picture, (0, 319, 0, 319), whole=True)
+    seen = view.input(256).astype(np.float32).transpose(2, 0, 1)[:, ::4, ::4] / 255
+    difference = float(np.abs(seen - images["tester_tensor_sub4"]).max())
+    print(f"tester input through a view: max diff {difference:.3g}")
+    assert difference <= 2 / 255
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    record = run(photo, net, "--crops")
+    assert record["crop_top_bottom_left_right"] == [0, 319, 0, 319]
+    Image.fromarray(picture[:200]).save(tmp_path / "photo.png")
+    assert main([str(photo), "--checkpoint", net, "--out", str(tmp_path / "o"), "--crops"]) == 1
+
+
+def test_heat_maps_need_keypoints(photo: Path, tmp_path: Path) -> None:
+    net = checkpoint(tmp_path / "maps.pt", "heatmaps")
+    with pytest.raises(DataError, match="needs heat maps beside the picture"):
+        main([str(photo), "--checkpoint", net, "--bbox", tight_box(photo), "--out", str(tmp_path / "o")])
+    run(photo, net, "--keypoints", str(photo.parent / "keypoints.json"))
+    view = View(np.asarray(Image.open(photo)), (0, 99, 0, 99))
+    with pytest.raises(DataError, match="needs 21 heat maps"):
+        Predictor(net, "").predict([view])
+
+
+def test_fit_moves_the_joints_onto_the_keypoints(photo: Path, net: str) -> None:
+    points = np.array(json.loads((photo.parent / "keypoints.json").read_text())["photo.png"])
+    words = ("--keypoints", str(photo.parent / "keypoints.json"))
+
+    def error(record: dict[str, Any]) -> float:
+        from shared.skeletons import reorder
+
+        return float(
+            np.linalg.norm(np.array(record["keypoints_2d"]) - reorder(points, "thumb_first", "wild"), axis=-1).mean()
+        )
+
+    before, record = error(run(photo, net, *words)), run(photo, net, *words, "--fit", "joints")
+    print(f"keypoint distance {before:.1f} -> {error(record):.1f} px, share {record['hand_share_of_crop']:.2f}")
+    assert error(record) < 0.3 * before
+    assert record["fit"] == "joints"
+    assert record["fit_objective"][1] < record["fit_objective"][0]
+    assert record["crop_warning"] == ""
+    mask = np.zeros(np.asarray(Image.open(photo)).shape[:2], np.uint8)
+    low, high = points.min(0).astype(int), points.max(0).astype(int)
+    mask[low[1] : high[1], low[0] : high[0]] = 255
+    (photo.parent / "masks").mkdir()
+    Image.fromarray(mask).save(photo.parent / "masks/photo.png")
+    masks = ("--masks", str(photo.parent / "masks"))
+    assert run(photo, net, "--bbox", tight_box(photo), "--fit", "mask", *masks)["fit_error_px"] is None
+    assert run(photo, net, *words, "--fit", "both", *masks)["fit"] == "both"
+    Image.fromarray(mask[:-1]).save(photo.parent / "masks/photo.png")
+    with pytest.raises(DataError, match="pixels, the header says"):
+        run(photo, net, *words, "--fit", "both", *masks)
+    Image.fromarray(mask * 0).save(photo.parent / "masks/photo.png")
+    with pytest.raises(DataError, match="no pixel of the silhouette"):
+        run(photo, net, *words, "--fit", "mask", *masks)
+
+
+def test_the_factor_is_stated_and_checked(capsys: pytest.CaptureFixture[str], photo: Path, net: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.count("2.2") >= 3
+    assert share_problem(1 / 2.2) == ""
+    assert "box is too large" in share_problem(0.2)
+    assert "box is too small" in share_problem(0.9)
+    file = photo.parent / "keypoints.json"
+    run(photo, net, "--keypoints", str(file), "--fit", "joints")
+    assert "crops look wrong" not in capsys.readouterr().out
+    points, rgb = np.array(json.loads(file.read_text())["photo.png"]), np.asarray(Image.open(photo))
+    low = points.min(0).astype(int) - 5
+    edge = int(np.ptp(points, axis=0).max()) + 10  # a crop of 1.1 times the hand
+    Image.fromarray(rgb[low[1] : low[1] + edge, low[0] : low[0] + edge]).save(photo)
+    file.write_text(json.dumps({"photo.png": (points - low).tolist()}))
+    record = run(photo, net, "--crops", "--keypoints", str(file), "--fit", "joints")
+    captured = capsys.readouterr()
+    assert "1 crops look wrong" in captured.out
+    assert "tight around the joints" in captured.err
+    assert "box is too small" in record["crop_warning"]
+
+
+def test_folders_animations_videos_and_unreadable_pictures(
+    photo: Path, net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cv2
+
+    rgb = np.asarray(Image.open(photo))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Image.fromarray(rgb).save(folder / "a2.jpg")
+    Image.fromarray(rgb).save(folder / "a10.jpg")
+    (folder / "a3.png").write_bytes(b"\x89PNG not at all")
+    frames = [Image.fromarray(rgb), Image.fromarray(np.ascontiguousarray(rgb[::-1]))]
+    frames[0].save(folder / "b.gif", save_all=True, append_images=frames[1:])
+    writer = cv2.VideoWriter(str(folder / "c.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, rgb.shape[1::-1])
+    for _ in range(3):
+        writer.write(np.ascontiguousarray(rgb[..., ::-1]))
+    writer.release()
+    (folder / "d.mp4").write_bytes(b"no video")
+    (folder / "e.gif").write_bytes(b"GIF89a no")
+    names = [name for _, name in list_files([str(folder)], tmp_path / "out")]
+    assert names == ["a2", "a3", "a10", "b", "c", "d", "e"]
+    words = ["--bbox", tight_box(photo), "--checkpoint", net, "--out", str(tmp_path / "out"), "--track"]
+    assert main([str(folder), *words]) == 1
+    captured = capsys.readouterr()
+    assert "7 pictures" in captured.out
+    assert "3 could not be used" in captured.out
+    for problem in ("a3.png", "d.mp4: not a readable video", "e.gif: not a readable animation"):
+        assert problem in captured.err
+    for name in ("a2", "a10", "b/000000", "b/000001", "c/000002"):
+        assert (tmp_path / f"out/{name}.json").is_file()
+
+
+def test_what_is_refused(photo: Path, net: str, tmp_path: Path) -> None:
+    box = ["--bbox", "10,10,50,50"]
+    files = {
+        "list.json": "[]",
+        "short.json": '{"photo.png": [1, 2]}',
+        "blind.json": json.dumps({"photo.png": [[1, 2, 0]] * 21}),
+        "five.json": json.dumps({"photo.png": [[1, 2]] * 5}),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    cases: list[tuple[list[str], str]] = [
+        ([], "no box is given"),
+        ([*box, "--crops"], "--bbox and --crops exclude one another"),
+        (["--bbox", "1,2,3"], "expected x, y, w, h"),
+        (["--bbox", "1,2,3,x"], "expected x, y, w, h"),
+        (["--bbox", "1,2,3,0"], "w and h above 0"),
+        (["--boxes", str(tmp_path / "list.json")], "expected an object of boxes by picture"),
+        (["--boxes", str(tmp_path / "short.json")], "expected x, y, w, h"),
+        (["--boxes", str(tmp_path / "none.json")], "no such file of boxes"),
+        (["--keypoints", str(tmp_path / "five.json")], "expected 21 x"),
+        (["--keypoints", str(tmp_path / "blind.json")], "no joint has a confidence above 0"),
+        (["--keypoints", str(tmp_path / "keypoints.json"), "--order", "nobody"], "no joint order is called"),
+        ([*box, "--fit", "joints"], "--fit joints needs 2-D joints"),
+        ([*box, "--fit", "mask"], "--fit mask needs silhouettes"),
+        ([*box, "--batch_size", "0"], "--batch_size must be at least 1"),
+        ([*box, "--checkpoint", ""], "no checkpoint is given"),
+    ]
+    for words, message in cases:
+        with pytest.raises(DataError, match=message):
+            main([str(photo), "--checkpoint", net, "--out", str(tmp_path / "o"), *words])
+    for inputs, message in (
+        ([], "no picture is given"),
+        ([str(tmp_path / "nowhere.png")], "no such picture"),
+        ([str(tmp_path / "list.json")], "the suffix '.json'"),
+        ([str(photo), str(photo)], "would write the same photo.json"),
+        ([str(tmp_path / "empty")], "the folder holds no"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(DataError, match=message):
+            list_files(inputs, tmp_path / "out")
+
+
+def test_pictures_without_a_place_are_passed_over(
+    photo: Path, net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = [str(photo), "--checkpoint", net, "--out", str(tmp_path / "o")]
+    (tmp_path / "other.json").write_text('{"other.png": [1, 2, 30, 40]}')
+    assert main([*start, "--boxes", str(tmp_path / "other.json")]) == 1
+    assert "the file of boxes has none for photo.png" in capsys.readouterr().err
+    (tmp_path / "points.json").write_text(json.dumps({"other.png": [[1, 2]] * 21}))
+    assert main([*start, "--keypoints", str(tmp_path / "points.json")]) == 1
+    assert "the file of keypoints has none for photo.png" in capsys.readouterr().err
+    assert main([*start, "--bbox", "9000,10,30,30"]) == 1
+    assert "lies outside the picture" in capsys.readouterr().err
+    with pytest.raises(DataError, match="too few for a crop"):
+        view_of(np.zeros((50, 50, 3), np.uint8), np.array([[5.0, 5.0], [5.1, 5.1]]), "right", "photo")
+    with pytest.raises(MissingFileError):
+        main([str(tmp_path / "none.png"), "--bbox", "1,2,3,4"])

@@ -1,0 +1,242 @@
+"""Evaluation and prediction: the protocol's numbers, the files, the report, bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfsup_fitting.config import EvalConfig, PredictConfig
+from selfsup_fitting.convert import checkpoint_of, save_checkpoint
+from selfsup_fitting.eval import THRESHOLDS_MM, evaluate, from_uvd, joint_errors, main, scores, to_uvd
+from selfsup_fitting.model import Estimator
+from selfsup_fitting.predict import camera_of, find_center, load_crop, numbers, predict, read_picture
+from selfsup_fitting.predict import main as predict_main
+from selfsup_fitting.priors import PoseDenoiser, save_prior
+from selfsup_fitting.shards import Shards
+from selfsup_fitting.spheres import EVAL_NYU, EVAL_SPHERES, PALM
+from shared.datasets.nyu import K, read_depth
+from shared.errors import DataError, MissingFileError
+from shared.predictions import read_predictions
+from tests.selfsup_fitting.test_model import FOLDER
+from tests.selfsup_fitting.trees import nyu_tree, prepared
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval")
+    prepared(nyu_tree(folder / "nyu", 4), folder / "shards")
+    torch.manual_seed(0)
+    save_checkpoint(folder / "run/checkpoints/last.pt", checkpoint_of(Estimator(1, 64), mode="synthetic", epoch=2))
+    save_prior(folder / "denoiser.pt", PoseDenoiser())
+    return folder
+
+
+def run(place: Path, **changes: Any) -> dict[str, Any]:
+    options = {"checkpoint": [str(place / "run/checkpoints/last.pt")], "data": str(place / "shards"), **changes}
+    return evaluate(EvalConfig(**options), "config: 1\n")
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_metric_of_the_original() -> None:
+    with np.load(FOLDER / "metric.npz") as file:
+        measured = dict(file)
+    errors = joint_errors(measured["est"], measured["gt"])[:, 0]
+    found = scores(errors)
+    for name, key in (("mean_mm", "mean_error_14"), ("mean_12_mm", "mean_error_12")):
+        print(f"{key}: max diff {abs(found[name] - float(measured[key])):.3g}")
+        assert found[name] == pytest.approx(float(measured[key]), abs=1e-4)
+    np.testing.assert_allclose(np.delete(found["per_joint_mm"], [11, 12]), measured["per_joint_12"], atol=1e-4)
+    np.testing.assert_allclose(THRESHOLDS_MM, measured["thresholds"], atol=1e-5)
+    assert list(found["worst_of_12_below"].values()) == pytest.approx(measured["fraction_below_12"].tolist())
+    assert list(found["worst_joint_below"].values()) == pytest.approx(measured["fraction_below_14"].tolist())
+
+
+def test_frames_count_alike_and_the_interval_shrinks() -> None:
+    rng = np.random.default_rng(0)
+    errors = rng.uniform(5, 25, (400, 14))
+    few, many = scores(errors[:100]), scores(errors)
+    assert many["mean_mm"] == pytest.approx(errors.mean())
+    assert 0 < many["mean_95_interval_mm"] < few["mean_95_interval_mm"]
+    assert np.isnan(scores(errors[:1])["mean_95_interval_mm"])
+
+
+def test_pixels_and_back(place: Path) -> None:
+    centers = Shards(place / "shards/test").field("center_mm")[:, 0]
+    spheres = np.random.default_rng(0).normal(0, 60, (len(centers), 41, 3))
+    back = from_uvd(to_uvd(spheres, centers), centers)
+    np.testing.assert_allclose(back, spheres[:, list(EVAL_SPHERES)], atol=1e-6)
+
+
+# --- a whole evaluation -----------------------------------------------------------------------------------------------
+
+
+def test_files_and_numbers(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = run(place, out=str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "4 frames; 14 joints of NYU, crops around the annotated palm joint" in printed
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    shards = Shards(place / "shards/test")
+    uvd = read_predictions(tmp_path / "predictions_uvd.txt", 14)
+    with np.load(tmp_path / "predictions.npz") as file:
+        spheres = file["spheres_mm"]
+        assert file["number"].tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(uvd, to_uvd(spheres[:, 0], shards.field("center_mm")[:, 0]), atol=1e-3)
+    expected = joint_errors(spheres, shards.field("joints_mm"))
+    assert metrics["mean_mm"] == pytest.approx(expected[:, 0].mean(), abs=1e-3)
+    assert metrics["mean_all_views_mm"] == pytest.approx(expected.mean())
+    assert [e["mean_mm"] for e in metrics["views"].values()] == pytest.approx(expected.mean((0, 2)).tolist())
+    assert metrics["complete"]
+    assert metrics["mode"] == "synthetic"
+    train = Shards(place / "shards/train").field("joints_mm").mean(0)
+    base = np.linalg.norm(shards.field("joints_mm") - train, axis=-1)[..., list(EVAL_NYU)]
+    assert metrics["baseline_mean_pose"]["mean_all_views_mm"] == pytest.approx(base.mean(), rel=1e-5)
+    page = (tmp_path / "report.html").read_text()
+    assert "Spheres drawn over the captured depth" in page
+    assert page.count("data:image/png") >= 2 + 4 + 4  # curves, frames, fits
+    picture = np.asarray(Image.open(tmp_path / "fit_best.png"))
+    assert picture.std() > 20
+    assert (tmp_path / "eval_config.yaml").read_text() == "config: 1\n"
+
+
+def test_denoiser_changes_the_palm_only(place: Path, tmp_path: Path) -> None:
+    metrics = run(place, out=str(tmp_path), denoiser=str(place / "denoiser.pt"))
+    with np.load(tmp_path / "predictions.npz") as file:
+        moved = np.abs(file["spheres_mm"] - file["spheres_denoised_mm"]).max((0, 1, 3))
+    assert (moved[list(PALM)] > 0.1).all()
+    assert moved[len(PALM) :].max() < 1e-4
+    first = metrics["views"]["1"]
+    assert metrics["mean_mm"] == pytest.approx(first["mean_denoised_mm"], abs=1e-3)
+    assert first["mean_mm"] != first["mean_denoised_mm"]
+
+
+def test_a_part_is_called_a_part(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = run(place, out=str(tmp_path), limit=2, baseline=False)
+    assert not metrics["complete"]
+    assert "(a part of the split)" in capsys.readouterr().out
+    assert "baseline_mean_pose" not in metrics
+
+
+def test_half_precision_is_near(place: Path, tmp_path: Path) -> None:
+    plain = run(place, out=str(tmp_path / "a"))["mean_all_views_mm"]
+    half = run(place, out=str(tmp_path / "b"), precision="bfloat16")["mean_all_views_mm"]
+    assert half == pytest.approx(plain, abs=2.0)
+    assert half != plain
+
+
+def test_results_lie_in_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["eval", str(place / "run/checkpoints/last.pt"), "--data", str(place / "shards"), "--split", "train"]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+    assert json.loads((place / "run/eval/metrics.json").read_text())["split"] == "train"
+
+
+def test_bad_arguments(place: Path) -> None:
+    with pytest.raises(DataError, match="expected one checkpoint, got 0"):
+        evaluate(EvalConfig(), "")
+    with pytest.raises(DataError, match="no captured frames are given"):
+        run(place, data="")
+    with pytest.raises(MissingFileError, match="no such checkpoint"):
+        run(place, checkpoint=["none.pt"])
+
+
+def test_a_network_that_answers_nonsense(place: Path, tmp_path: Path) -> None:
+    network = Estimator(1, 64)
+    with torch.no_grad():
+        network.stacks[0].score.bias.fill_(3e38)  # finite weights, an answer that is not
+    save_checkpoint(tmp_path / "bad.pt", checkpoint_of(network))
+    with pytest.raises(DataError, match="prediction for test/0000001 is not finite"):
+        run(place, checkpoint=[str(tmp_path / "bad.pt")], out=str(tmp_path))
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
+def test_prediction_of_a_picture_is_the_evaluations(place: Path, tmp_path: Path) -> None:
+    run(place, out=str(tmp_path / "eval"))
+    with np.load(tmp_path / "eval/predictions.npz") as file:
+        expected, center = file["spheres_mm"][0, 0] + file["center_mm"][0, 0], file["center_mm"][0, 0]
+    options = PredictConfig(
+        images=[str(place / "nyu/test/depth_1_0000001.png")],
+        checkpoint=str(place / "run/checkpoints/last.pt"),
+        center=",".join(repr(float(v)) for v in center),
+        out=str(tmp_path / "out"),
+    )
+    content = json.loads(predict(options)[0].read_text())
+    np.testing.assert_allclose(content["spheres_mm"], expected, atol=0.1)
+    assert np.array(content["joints_uv"]).shape == (14, 2)
+    assert (tmp_path / "out/depth_1_0000001.png").is_file()
+
+
+def test_centre_is_found_without_being_given(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = place / "nyu/test/depth_1_0000001.png"
+    truth = Shards(place / "shards/test")[0]["center_mm"][0]
+    found = find_center(read_depth(path), K, path)
+    assert np.linalg.norm(found - truth) < 80
+    words = ["predict", str(path), "--checkpoint", str(place / "run/checkpoints/last.pt"), "--out", str(tmp_path)]
+    words += ["--denoiser", str(place / "denoiser.pt"), "--precision", "bfloat16"]
+    monkeypatch.setattr(sys, "argv", words)
+    predict_main()
+    assert json.loads((tmp_path / "depth_1_0000001.json").read_text())["center_mm"] == pytest.approx(found.tolist())
+
+
+def test_formats_of_depth(place: Path, tmp_path: Path) -> None:
+    path = place / "nyu/test/depth_1_0000001.png"
+    depth = read_depth(path)
+    np.testing.assert_array_equal(read_picture(path), depth)
+    Image.fromarray(depth.astype(np.uint16)).save(tmp_path / "depth.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "depth.png"), depth)
+    np.save(tmp_path / "depth.npy", depth)
+    np.testing.assert_array_equal(read_picture(tmp_path / "depth.npy"), depth)
+    crop = Shards(place / "shards/test")[0]["depth_mm"][0]
+    np.save(tmp_path / "crop.npy", crop)
+    same, center = load_crop(tmp_path / "crop.npy", "", "588,587,320,240")
+    np.testing.assert_array_equal(same, crop)
+    assert center.tolist() == [0, 0, 0]
+
+
+def test_pictures_that_cannot_be_used(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no such picture"):
+        read_picture(tmp_path / "none.png")
+    Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / "photo.png")
+    with pytest.raises(DataError, match="red channel is not empty"):
+        read_picture(tmp_path / "photo.png")
+    np.save(tmp_path / "nan.npy", np.full((480, 640), np.nan, np.float32))
+    with pytest.raises(DataError, match=r"not finite \(NaN\)"):
+        read_picture(tmp_path / "nan.npy")
+    np.save(tmp_path / "cube.npy", np.zeros((4, 4, 4)))
+    with pytest.raises(DataError, match=r"expected depth \(H, W\)"):
+        read_picture(tmp_path / "cube.npy")
+    np.save(tmp_path / "empty.npy", np.zeros((480, 640), np.float32))
+    with pytest.raises(DataError, match="nothing was measured"):
+        load_crop(tmp_path / "empty.npy", "", "588,587,320,240")
+    path = place / "nyu/test/depth_1_0000001.png"
+    (tmp_path / "cut.png").write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError, match=r"cut\.png"):
+        read_picture(tmp_path / "cut.png")
+    with pytest.raises(DataError, match="no depth within the cube"):
+        load_crop(path, "0,0,5000", "588,587,320,240")
+    with pytest.raises(DataError, match="reaches 150 mm before and behind"):
+        load_crop(path, "0,0,100", "588,587,320,240")
+
+
+def test_arguments_of_predict(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no depth picture"):
+        predict(PredictConfig())
+    with pytest.raises(DataError, match="--checkpoint is missing"):
+        predict(PredictConfig(images=["a.png"]))
+    with pytest.raises(DataError, match="same name"):
+        predict(PredictConfig(images=["a/x.png", "b/x.png"], checkpoint="c.pt"))
+    for text in ("1,2", "1,2,x", "1,2,nan"):
+        with pytest.raises(DataError, match="--center: expected 3 numbers"):
+            numbers(text, 3, "--center")
+    with pytest.raises(DataError, match="focal lengths must be positive"):
+        camera_of("0,1,2,3")

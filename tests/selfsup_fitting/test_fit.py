@@ -1,0 +1,124 @@
+"""Fitting the hand to one frame: the error falls, the files are there, bad input is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfsup_fitting.config import FitConfig
+from selfsup_fitting.convert import checkpoint_of, save_checkpoint
+from selfsup_fitting.fit import fit, fit_pose, fit_spheres, main, plausibility, pose_to_spheres, residual, start_poses
+from selfsup_fitting.hand import load_hand
+from selfsup_fitting.model import Estimator
+from selfsup_fitting.render import sphere_depth
+from shared.errors import DataError
+
+HAND = load_hand("standin")
+RADII = torch.tensor(HAND.sphere_radius_mm).float()
+
+
+@pytest.fixture(scope="module")
+def target() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A pose, its spheres and the crop they draw."""
+    pose = start_poses(3, 5, HAND)[2:]
+    spheres = pose_to_spheres(pose, HAND)[0]
+    return pose, spheres, sphere_depth(spheres, RADII)
+
+
+def disturbed(pose: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    moved = pose.repeat(3, 1) + 0.12 * torch.randn(3, 26, generator=generator)
+    moved[:, 3:6] += 6 * torch.randn(3, 3, generator=generator)
+    return moved
+
+
+def test_pose_is_found_again(target: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    pose, truth, depth = target
+    start = disturbed(pose)
+    found, left, trace = fit_pose(depth, HAND, start, steps=120)
+    before = (pose_to_spheres(start, HAND) - truth).norm(dim=-1).mean(-1)
+    after = (pose_to_spheres(found, HAND) - truth).norm(dim=-1).mean(-1)
+    best = int(left.argmin())
+    print(f"spheres: {float(before.mean()):.1f} -> {float(after[best]):.2f} mm, loss {trace[0]:.0f} -> {trace[-1]:.1f}")
+    assert float(after[best]) < 0.3 * float(before.mean())
+    assert trace[-1] < 0.1 * trace[0]
+    assert trace[-1] == pytest.approx(float(left[best]))
+
+
+def test_spheres_are_found_again(target: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    pose, _, depth = target
+    start = pose_to_spheres(disturbed(pose), HAND)
+    found, left, trace = fit_spheres(depth, HAND, start, steps=80)
+    assert found.shape == start.shape
+    assert float(left.min()) < 0.2 * float(residual(start, RADII, depth).min())
+    assert trace[-1] < trace[0]
+    lengths = torch.tensor(HAND.bone_lengths_mm()).float()
+    assert float(plausibility(found, lengths)) < 3 * 400  # the hand stays one
+
+
+def test_candidates_do_not_touch_one_another(target: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    pose, _, depth = target
+    start = disturbed(pose)
+    together, _, _ = fit_pose(depth, HAND, start, steps=10)
+    alone, _, _ = fit_pose(depth, HAND, start[1:2], steps=10)
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=0.02)
+
+
+def test_target_spheres_instead_of_a_crop(target: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    pose, truth, depth = target
+    found, left, _ = fit_pose(depth, HAND, disturbed(pose), steps=150, target_mm=truth)
+    off = (pose_to_spheres(found, HAND) - truth).norm(dim=-1).mean(-1)
+    assert float(off[left.argmin()]) < 2.0
+
+
+def test_starting_poses_have_the_palm_in_the_middle() -> None:
+    spheres = pose_to_spheres(start_poses(8, 0, HAND), HAND)
+    assert float(spheres[:, 2].abs().max()) < 1e-2
+    assert not torch.equal(start_poses(2, 0, HAND), start_poses(2, 1, HAND))
+
+
+@pytest.mark.parametrize("parameters", ["pose", "spheres"])
+@pytest.mark.parametrize("with_init", [False, True])
+def test_program(
+    target: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    parameters: str,
+    with_init: bool,
+) -> None:
+    np.save(tmp_path / "frame.npy", target[2].numpy())
+    words = ["fit", str(tmp_path / "frame.npy"), "--parameters", parameters, "--steps", "5", "--starts", "2"]
+    if with_init:
+        torch.manual_seed(0)
+        save_checkpoint(tmp_path / "start.pt", checkpoint_of(Estimator(1, 64)))
+        words += ["--init", str(tmp_path / "start.pt")]
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "out")])
+    main()
+    result = json.loads((tmp_path / "out/frame_fit.json").read_text())
+    assert ("pose" in result) == (parameters == "pose")
+    assert result["starts"] == (1 if with_init else 2)
+    assert len(result["losses"]) == 6
+    hand = json.loads((tmp_path / "out/frame.json").read_text())
+    assert np.array(hand["spheres_mm"]).shape == (41, 3)
+    assert hand["joints_uv"] is None  # a bare crop has no camera
+    assert (tmp_path / "out/frame.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "expected one depth picture, got 0"),
+        ({"image": ["a.png", "b.png"]}, "expected one depth picture, got 2"),
+        ({"image": ["a.png"], "steps": 0}, "--steps and --starts"),
+        ({"image": ["a.png"], "lr": 0.0}, "--lr must be positive"),
+        ({"image": ["none.png"]}, "no such picture"),
+    ],
+)
+def test_bad_arguments(options: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fit(FitConfig(**options))  # type: ignore[arg-type]

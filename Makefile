@@ -210,7 +210,7 @@ synthesize-wild: $(STAMP) ## pictures of coloured hands for pretraining, once: M
 	$(PY) -m hand3d_wild.synthesize --out $(WILD_SYNTH) --mano $(WILD_MANO) --workers 2 --resume $(WILD_PICTURES)
 
 prepare-wild: $(STAMP) $(wild_sets) ## crops, masks and joints of Panoptic, MPII+NZSL and STB, once: DATA=/path
-	$(PY) -m hand3d_wild.prepare --panoptic $(WILD_DATA)/panoptic --mpii $(WILD_DATA)/mpii_nzsl --stb $(WILD_DATA)/stb --out $(WILD_STORE) --workers 2 --resume
+	$(PY) -m hand3d_wild.prepare --panoptic $(WILD_DATA)/panoptic --mpii $(WILD_DATA)/mpii_nzsl --stb $(WILD_DATA)/stb --out $(WILD_STORE) --workers 2 $(if $(wildcard $(WILD_STORE)/manifest.json),--resume)
 
 pretrain-wild: synthesize-wild ## the first stage alone
 	$(PY) -m hand3d_wild.pretrain --config hand3d_wild/configs/$(wild_pretrain).yaml --data.root $(WILD_SYNTH) --data.mano $(WILD_MANO) --run $(WILD_RUN)-pretrain $(call wild_resume,$(WILD_RUN)-pretrain)

@@ -55,6 +55,8 @@ class ModelOptions:
         width: channels of the stem, a multiple of 16
         blocks: residual blocks of the four stages
         full_pool: average the whole last map instead of the published 7 x 7 window
+        camera_gain: what the last layer's scale and translation, in pixels, are multiplied by: short trainings do not
+            get there in steps of 1
         init: starting weights: kaiming (the original's choice), gaussian, xavier, orthogonal or default
     """
 
@@ -63,6 +65,7 @@ class ModelOptions:
     width: int = 64
     blocks: list[int] = field(default_factory=lambda: [3, 4, 6, 3])
     full_pool: bool = False
+    camera_gain: float = 1.0
     init: Literal["kaiming", "gaussian", "xavier", "orthogonal", "default"] = "kaiming"
 
 
@@ -118,6 +121,8 @@ class DataOptions:
         root: what is compared with labels whose joint 0 is the palm: palm (the middle of two predicted vertices), or
             wrist (as the seed has it)
         noise: standard deviation of the pixel noise in training, of 255
+        turn: largest turn of picture and labels about the crop's middle in training; the original has none [degrees]
+        zoom: largest part by which the crop is enlarged or reduced in training; the original has none [0 to 1]
         val_split: validate on stb_test (B1, has 3-D), test (MPII+NZSL, 2-D only), or auto: the first that is there
         train_limit: train on this many pictures, evenly spread; 0 means all [pictures]
         val_limit: validate on this many, evenly spread; 0 means all, -1 none [pictures]
@@ -128,6 +133,8 @@ class DataOptions:
     depth: Literal["scaled", "reference"] = "scaled"
     root: Literal["palm", "wrist"] = "palm"
     noise: float = 1.0
+    turn: float = 0.0
+    zoom: float = 0.0
     val_split: Literal["auto", "stb_test", "test"] = "auto"
     train_limit: int = 0
     val_limit: int = 500

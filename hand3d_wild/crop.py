@@ -131,6 +131,22 @@ def cut_rgb(rgb: NDArray[np.uint8], start: tuple[int, int], *, size: int = NETWO
     return resized
 
 
+def turn_matrix(angle_rad: float, zoom: float) -> Float:
+    """(2, 3): turns a stored crop clockwise about its middle and enlarges it there; maps points to points."""
+    middle = (STORED - 1) / 2
+    turn = zoom * np.array([[math.cos(angle_rad), -math.sin(angle_rad)], [math.sin(angle_rad), math.cos(angle_rad)]])
+    return np.concatenate((turn, (middle - turn @ [middle, middle])[:, None]), 1)
+
+
+def turn_rgb(rgb: NDArray[np.uint8], matrix: Float) -> NDArray[np.uint8]:
+    """A stored crop, or its mask, moved by :func:`turn_matrix`; what comes into view is the crop's mirror image."""
+    import cv2
+
+    how = cv2.INTER_LINEAR if rgb.ndim == 3 else cv2.INTER_NEAREST
+    turned = cv2.warpAffine(rgb, matrix, (STORED, STORED), flags=how, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(turned, np.uint8)
+
+
 def resize_as_tester(rgb: RGB, size: int = NETWORK) -> RGB:
     """(size, size, 3): a whole crop resized by Pillow's smoothing bilinear filter, as the authors' tester does."""
     from PIL import Image

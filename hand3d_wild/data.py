@@ -2,11 +2,13 @@
 
 A training sample is a random 306 x 306 part of the 320 x 320 crop, resized to the network's input, with Gaussian pixel
 noise; the 22 numbers and all 2-D targets are in the frame of 256 pixels whatever the input's size. Validation takes
-the middle part without noise. There are no flips, turns or colour changes, as in the reference.
+the middle part without noise. There are no flips or colour changes, as in the reference; turns and changes of size on
+request.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hand3d_wild.config import DataOptions, HeatmapOptions
-from hand3d_wild.crop import CUT, MIDDLE, NETWORK, STORED, cut_points, cut_rgb
+from hand3d_wild.crop import CUT, MIDDLE, NETWORK, STORED, cut_points, cut_rgb, turn_matrix, turn_rgb
 from hand3d_wild.heatmaps import SIGMA, gaussian_maps
 from hand3d_wild.store import MADE, SOURCES, SPLITS, Split, open_split, text
 from shared.errors import DataError
@@ -127,22 +129,34 @@ class WildSamples:
         index = key[1] if isinstance(key, tuple) else key
         row, place = self.rows[index], int(self.indices[index])
         start, offset = (int(MIDDLE), int(MIDDLE)), 0
-        rng = None
+        rng, turn, zoom = None, 0.0, 1.0
         if isinstance(key, tuple):
             rng = sample_rng(self.seed, *key)
             start = (int(rng.integers(11)), int(rng.integers(11)))
             offset = int(rng.integers(_NOISE - 3 * self.size * self.size))
-        picture = cut_rgb(self.split.pictures[place], start, size=self.size)
+            if self.options.turn or self.options.zoom:
+                turn = math.radians(rng.uniform(-self.options.turn, self.options.turn))
+                zoom = 1 + rng.uniform(-self.options.zoom, self.options.zoom)
+        crop, points = self.split.pictures[place], row["points"]
+        mask = self.split.mask(place) if row["mask"] == MADE else np.zeros((STORED, STORED), np.uint8)
+        ratio = zoom * NETWORK / CUT * STORED / (int(row["box"][3] - row["box"][2]) + 1)  # pixels per camera pixel
+        joints_mm = row["joints_mm"] if row["has_3d"] else np.zeros((21, 3))
+        moved = turn != 0 or zoom != 1
+        matrix = turn_matrix(turn, zoom)
+        if moved:
+            crop, mask = turn_rgb(crop, matrix), turn_rgb(mask, matrix)
+            points = points @ matrix[:, :2].T + matrix[:, 2]
+            middle = joints_mm.mean(0) * [1, 1, 0]  # seen as by the scaled camera of the network: depth stays
+            flat = (joints_mm - middle)[:, :2] @ matrix[:, :2].T / zoom
+            joints_mm = np.concatenate((flat, joints_mm[:, 2:]), 1) + middle
+        picture = cut_rgb(crop, start, size=self.size)
         image = with_noise(picture, self.options.noise if train else 0.0, self.pool, offset)
         if self.heatmaps is not None:
-            maps = self.maps(row, start, rng)
+            maps = self.maps(row, start, rng, matrix if moved else None)
             image = np.concatenate((image, maps), -1)
-        mask = cut_rgb(self.split.mask(place), start) if row["mask"] == MADE else np.zeros((NETWORK, NETWORK), np.uint8)
-        ratio = NETWORK / CUT * STORED / (int(row["box"][3] - row["box"][2]) + 1)  # network pixels per camera pixel
-        joints_mm = row["joints_mm"] if row["has_3d"] else np.zeros((21, 3))
         if self.options.depth == "reference":  # x and y scaled, z not: README, ledger
             joints_mm, ratio = joints_mm * [ratio, ratio, 1], 1.0
-        points = np.where(row["visible"][:, None], cut_points(row["points"], start), 0)
+        points = np.where(row["visible"][:, None], cut_points(points, start), 0)
         return {
             "name": text(row["name"]),
             "image": image,
@@ -151,18 +165,27 @@ class WildSamples:
             "joints_mm": joints_mm.astype(np.float32),
             "valid_3d": bool(row["has_3d"]),
             "depth_ratio": np.float32(ratio),
-            "mask": mask,
+            "mask": cut_rgb(mask, start),
             "valid_mask": row["mask"] == MADE,
             "palm": bool(row["palm"]) and self.options.root == "palm",
         }
 
-    def maps(self, row: Any, start: tuple[int, int], rng: np.random.Generator | None) -> NDArray[np.float32]:
-        """(size, size, 21) heat maps of a row's joints or detections, in 0..1; ``rng`` shakes and drops them."""
+    def maps(
+        self,
+        row: Any,
+        start: tuple[int, int],
+        rng: np.random.Generator | None,
+        matrix: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float32]:
+        """(size, size, 21) heat maps of a row's joints or detections, in 0..1; ``rng`` shakes and drops them,
+        ``matrix`` (2, 3) moves them as the picture."""
         assert self.heatmaps is not None
         if self.heatmaps.source == "detections":
             points, peaks = row["detections"][:, :2].astype(np.float64), row["detections"][:, 2].astype(np.float64)
         else:
             points, peaks = row["points"].copy(), row["visible"].astype(np.float64)
+        if matrix is not None:
+            points = points @ matrix[:, :2].T + matrix[:, 2]
         if rng is not None and self.heatmaps.source == "labels":
             points += rng.normal(0, self.heatmaps.jitter, (21, 2))
             peaks = np.where(rng.uniform(size=21) < self.heatmaps.missing, 0, peaks * rng.uniform(0.4, 0.9, 21))

@@ -127,15 +127,18 @@ def signed_distance(mask: Tensor, step: int = 4) -> Tensor:
     """
     covered = F.avg_pool2d(mask[:, None].float(), step)[:, 0] > 0.5
     cells = covered.shape[-1]
-    far = float(4 * cells * cells)
+    far = 2.0 * cells
     line = torch.arange(cells, device=mask.device, dtype=torch.float32)
-    squares = (line[:, None] - line[None]) ** 2  # (cells, cells)
+    squares = (line[:, None] - line) ** 2  # (cells, cells)
 
     def nearest(there: Tensor) -> Tensor:
-        along = torch.where(there, 0.0, far)  # (B, rows, columns)
-        along = (along[:, None] + squares[None, :, :, None]).amin(2)  # over rows
-        along = (along[:, :, None] + squares[None, None]).amin(3)  # over columns
-        return (along.clamp(max=far).sqrt() - 0.5).clamp(min=0)
+        at = line[:, None].expand_as(there)
+        before = torch.where(there, at, -far).cummax(1).values  # in the column, the last one so far
+        after = -torch.where(there.flip(1), -at.flip(1), -far - cells).cummax(1).values.flip(1)
+        along = torch.minimum(at - before, after - at).clamp(max=far) ** 2  # (B, rows, columns)
+        # One row of pictures at a time stays in the cache.
+        across = [(row[:, None] + squares).amin(-1) for row in along.unbind(1)]
+        return (torch.stack(across, 1).clamp(max=far * far).sqrt() - 0.5).clamp(min=0)
 
     return step * (nearest(covered) - nearest(~covered))
 
@@ -166,16 +169,13 @@ def distance_mask_loss(
     loss = torch.where(keep[:, None], outside, 0.0).sum() / (keep.sum() * outside.shape[1]).clamp(min=1)
     if coverage:
         ticks = torch.arange(spacing // 2, size, spacing, device=mask.device)
-        rows, columns = torch.meshgrid(ticks, ticks, indexing="ij")
-        points = torch.stack((columns, rows), -1).view(-1, 2).to(verts_2d.dtype)  # (P, 2)
-        covered = (mask[:, rows, columns].flatten(1) > 0.5) & keep[:, None]  # (B, P)
-        # The nearest vertex by |v|^2 - 2 p v, in full precision under autocast too; only its distance has a gradient.
-        with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
-            squares = (verts_2d * verts_2d).sum(-1)[:, None] - 2 * (points @ verts_2d.transpose(1, 2))
-            index = squares.argmin(2)
-        near = torch.gather(verts_2d, 1, index[..., None].expand(-1, -1, 2))
-        gap = (torch.linalg.vector_norm(points - near, dim=-1) - SLACK).clamp(min=0)
-        loss = loss + coverage * torch.where(covered, gap, 0.0).sum() / covered.sum().clamp(min=1)
+        hand, row, column = ((mask[:, ticks][:, :, ticks] > 0.5) & keep[:, None, None]).nonzero(as_tuple=True)
+        points = torch.stack((ticks[column], ticks[row]), -1).to(verts_2d.dtype)  # (P, 2) of all pictures
+        with torch.no_grad():  # only the distance to the nearest vertex has a gradient
+            u, v = verts_2d.unbind(-1)
+            nearest = ((u[hand] - points[:, :1]) ** 2 + (v[hand] - points[:, 1:]) ** 2).argmin(1)
+        gap = (torch.linalg.vector_norm(points - verts_2d[hand, nearest], dim=-1) - SLACK).clamp(min=0)
+        loss = loss + coverage * gap.sum() / max(len(gap), 1)
     return loss / SOFTNESS
 
 

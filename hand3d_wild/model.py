@@ -59,6 +59,9 @@ class WildNet(nn.Module):
         blocks: blocks of the four stages.
         full_pool: average the whole last map. The published network leaves its last row and column out: a window of 7
             on a map of 8. Maps of 7 and less are averaged whole anyway.
+        camera_gain: what the last layer's scale and translation are multiplied by. They are pixels, tens to hundreds,
+            beside angles of about 1; with Adam's steps of equal size for all weights they take thousands of steps to
+            get there, which the published training has and short ones do not.
 
     Raises:
         DataError: sizes that cannot be, an unknown form, or a left hand.
@@ -73,6 +76,7 @@ class WildNet(nn.Module):
         width: int = 64,
         blocks: tuple[int, ...] | list[int] = (3, 4, 6, 3),
         full_pool: bool = False,
+        camera_gain: float = 1.0,
     ) -> None:
         super().__init__()
         if form not in CHANNELS:
@@ -83,12 +87,15 @@ class WildNet(nn.Module):
             raise DataError(
                 f"width must be a multiple of 16 and blocks four numbers of at least 1, got {width} and {list(blocks)}"
             )
+        if not (math.isfinite(camera_gain) and camera_gain > 0):
+            raise DataError(f"camera_gain must be positive, got {camera_gain}")
         self.sizes: dict[str, Any] = {
             "form": form,
             "image_size": image_size,
             "width": width,
             "blocks": list(blocks),
             "full_pool": full_pool,
+            "camera_gain": camera_gain,
         }
         self.mano_sha256 = mano.sha256
         self.form: Form = form
@@ -107,6 +114,8 @@ class WildNet(nn.Module):
         self.pool = image_size // 32 if full_pool else min(image_size // 32, 7)
         self.fc = nn.Linear(channels[3], N_PARAMS)
         self.register_buffer("offset", torch.tensor(OFFSET), persistent=False)
+        gain = [camera_gain] * 3 + [1.0] * (N_PARAMS - 3)
+        self.register_buffer("gain", torch.tensor(gain), persistent=False)
         self.decoder = Decoder(mano)
         # The stem that is not in use gets no gradient in the original either; said here, so that two ranks can train.
         (self.conv11 if form == "rgb" else self.conv1).requires_grad_(False)
@@ -114,6 +123,7 @@ class WildNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     offset: Tensor
+    gain: Tensor
 
     def features(self, image: Tensor) -> Tensor:
         """(B, 8 width, S/32, S/32): the last stage's map of a batch of crops."""
@@ -135,7 +145,7 @@ class WildNet(nn.Module):
         features = self.features(image)[..., : self.pool, : self.pool]
         with torch.autocast(image.device.type, enabled=False):  # half precision would round angles to a hundredth
             pooled = features.to(self.fc.weight.dtype).mean((2, 3))
-            return self.offset + self.fc(pooled)
+            return self.offset + self.gain * self.fc(pooled)
 
     def forward(self, image: Tensor) -> Prediction:
         """Everything about a batch of crops.

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 SIZE = 320
 EXTENT = (2.0, 2.4)
 """The picture's edge over the hand's larger extent: the hand covers 42 to 50 % of the edge."""
+FACING = ((0.0, 0.0, -1.0), (1.0, 0.0, 0.0), (0.0, -1.0, 0.0))
+"""Rotation that shows the palm with the fingers up; the decoder's hand lies with its fingers along -x."""
 SPLITS = ("train", "test")
 FORMAT, VERSION = "handpose/hand3d_wild/synthetic", 1
 _PART = 50  # pictures that a process takes at a time
@@ -64,20 +66,37 @@ class Draw(NamedTuple):
     rng: np.random.Generator
 
 
-def draw(seed: int, index: int, *, pose_range: float = 2.0, shape_range: float = 0.03) -> Draw:
+def draw(
+    seed: int,
+    index: int,
+    *,
+    pose_range: float = 2.0,
+    shape_range: float = 0.03,
+    facing: float = 0.0,
+    spread: float = 1.0,
+) -> Draw:
     """The random numbers of picture ``index``: the original's distributions.
 
     Uniform pose and shape; angle uniform in -pi..pi about an axis of three uniform numbers of which one, at random, is
-    replaced by 1 before it is normalised.
+    replaced by 1 before it is normalised. With ``facing``, three uniform angles of up to so many degrees instead, about
+    the picture's vertical, horizontal and viewing axis, away from a palm that faces the camera with its fingers up.
+    ``spread`` less than 1 keeps the hand that much nearer to the middle.
     """
     import numpy as np
 
     rng = np.random.default_rng((seed, index))
     betas, pose = shape_range * rng.uniform(-1, 1, 10), pose_range * rng.uniform(-1, 1, 6)
-    angle, axis = rng.uniform(-math.pi, math.pi), rng.uniform(-1, 1, 3)
-    axis[rng.integers(3)] = 1
-    rot = angle * axis / np.linalg.norm(axis)
-    return Draw(pose, betas, rot, float(rng.uniform(*EXTENT)), rng.uniform(0, 1, 2), rng)
+    if facing:
+        from scipy.spatial.transform import Rotation
+
+        turn = Rotation.from_euler("yxz", rng.uniform(-facing, facing, 3), degrees=True)
+        rot = (turn * Rotation.from_matrix(FACING)).as_rotvec()
+    else:
+        angle, axis = rng.uniform(-math.pi, math.pi), rng.uniform(-1, 1, 3)
+        axis[rng.integers(3)] = 1
+        rot = angle * axis / np.linalg.norm(axis)
+    factor, place = float(rng.uniform(*EXTENT)), rng.uniform(0, 1, 2)
+    return Draw(pose, betas, rot, factor, place if spread == 1 else 0.5 + spread * (place - 0.5), rng)
 
 
 class Placed(NamedTuple):
@@ -142,7 +161,8 @@ class Painter:
     def numbers(self, index: int) -> tuple[Draw, Placed]:
         """The random numbers and the hand of picture ``index``."""
         options = self.options
-        drawn = draw(options.seed, index, pose_range=options.pose_range, shape_range=options.shape_range)
+        ranges = {name: getattr(options, name) for name in ("pose_range", "shape_range", "facing", "spread")}
+        drawn = draw(options.seed, index, **ranges)
         return drawn, place_hand(self.decoder, drawn)
 
     def paint(self, index: int, drawn: Draw, placed: Placed) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -289,10 +309,12 @@ def _check(options: SynthesizeConfig) -> None:
         raise DataError(f"--train must be at least 1 and --test at least 0, got {options.train} and {options.test}")
     if options.workers < 1:
         raise DataError(f"--workers must be at least 1, got {options.workers}")
-    for name in ("pose_range", "shape_range"):
+    for name in ("pose_range", "shape_range", "facing"):
         value = getattr(options, name)
         if not (math.isfinite(value) and value >= 0):
             raise DataError(f"--{name} must not be negative, got {value}")
+    if not 0 <= options.spread <= 1:
+        raise DataError(f"--spread must be 0 to 1, got {options.spread}")
 
 
 def synthesize(options: SynthesizeConfig, *, progress: bool = False) -> dict[str, int]:

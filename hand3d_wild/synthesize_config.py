@@ -19,6 +19,10 @@ class SynthesizeConfig:
         train: pictures of the training split [pictures]
         test: pictures of the test split [pictures]
         pose_range: largest absolute value of the six pose coefficients
+        facing: largest turn about each of the picture's three axes away from a palm that faces the camera with its
+            fingers up, instead of any rotation; 0 draws any rotation, as the original [degrees]
+        spread: how much of the room around a hand in the middle of the picture it may move through, to each side; 1 is
+            the original's, anywhere in the picture [0 to 1]
         shape_range: largest absolute value of the ten shape coefficients (the original's 0.03 is nearly the mean shape)
         workers: processes; the files do not depend on it [processes]
         seed: the same seed gives the same files
@@ -33,6 +37,8 @@ class SynthesizeConfig:
     train: int = 18000
     test: int = 2000
     pose_range: float = 2.0
+    facing: float = 0.0
+    spread: float = 1.0
     shape_range: float = 0.03
     workers: int = 2
     seed: int = 0

@@ -25,12 +25,14 @@ class Options:
         datasets: names separated by commas; all of them by default.
         frames: frames per set; each writer's own default otherwise.
         seed: the same seed gives the same files.
+        workers: processes of the writers that can use several; the files are the same [processes]
     """
 
     out: Path
     datasets: str = ""
     frames: int | None = None
     seed: int = 0
+    workers: int = 1
 
 
 def writers() -> list[str]:
@@ -48,6 +50,7 @@ def write_sets(
     *,
     frames: int | None = None,
     seed: int = 0,
+    workers: int = 1,
     progress: bool = False,
 ) -> list[Path]:
     """Writes the named sets (all by default) below ``out`` and returns their folders.
@@ -68,6 +71,7 @@ def write_sets(
         accepted = inspect.signature(write).parameters
         count = "frames" if "frames" in accepted else "total_frames"  # MSRA counts frames per gesture otherwise
         options = {"seed": seed} | ({count: frames} if frames is not None else {})
+        options |= {"workers": workers} if "workers" in accepted else {}
         write(Path(out) / name, **options)
         done.append(Path(out) / name)
     return done
@@ -95,7 +99,10 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(1)  # a frame is milliseconds of small operations: threads that wait for each other cost more
-    for path in write_sets(options.out, names, frames=options.frames, seed=options.seed, progress=True):
+    done = write_sets(
+        options.out, names, frames=options.frames, seed=options.seed, workers=options.workers, progress=True
+    )
+    for path in done:
         print(path)
     return 0
 

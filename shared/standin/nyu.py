@@ -105,6 +105,15 @@ def sample_nyu_hand(seed: int, index: int, *, person: int, center_mm: Float) -> 
     return Hand(verts + shift, joints + shift, "right"), faces
 
 
+def _window(verts_mm: Float) -> tuple[int, int, int, int]:
+    """The part of the picture (left, top, right, bottom) with the mesh and a pixel around it."""
+    uv = camera.project(verts_mm, K)
+    low, high = np.floor(uv.min(0)).astype(int) - 1, np.ceil(uv.max(0)).astype(int) + 2
+    left, top = np.clip(low, 0, np.array(SIZE) - 1).tolist()
+    right, bottom = np.clip(high, (left + 1, top + 1), SIZE).tolist()
+    return left, top, right, bottom
+
+
 def _write_frame(root: Path, split: str, number: int, index: int, person: int, seed: int, noise: bool) -> Float:
     """The pictures of one frame; gives its labels in the three cameras (3, 36, 3)."""
     rng = np.random.default_rng((seed, index, 6))
@@ -114,13 +123,17 @@ def _write_frame(root: Path, split: str, number: int, index: int, person: int, s
     for view, T in enumerate(rig()):
         R, t = T[:3, :3], T[:3, 3]
         xyz[view] = joints @ R.T + t
-        verts = torch.from_numpy(hand.verts_mm @ R.T + t)
-        exact = render_depth(verts, torch.from_numpy(faces), torch.from_numpy(K), SIZE).depth_mm[0].numpy()
-        seen = depth_noise(exact, rng) if noise else exact
-        depth = np.rint(seen).astype(np.uint16)
-        depth[(depth == 0) | (depth > FAR_MM)] = FAR_MM
+        verts = hand.verts_mm @ R.T + t
+        left, top, right, bottom = window = _window(verts)
+        seen = render_depth(
+            torch.from_numpy(verts), torch.from_numpy(faces), torch.from_numpy(K), SIZE, crop_ltrb=window
+        )
+        part = seen.depth_mm[0].numpy()
+        part = np.rint(depth_noise(part, rng) if noise else part).astype(np.uint16)
+        depth = np.full(SIZE[::-1], FAR_MM, np.uint16)
+        depth[top:bottom, left:right] = np.where((part == 0) | (part > FAR_MM), FAR_MM, part)
         rgb = np.stack([np.zeros_like(depth), depth >> 8, depth & 255], -1).astype(np.uint8)
-        save_image(root / split / f"depth_{view + 1}_{number:07d}.png", rgb)
+        save_image(root / split / f"depth_{view + 1}_{number:07d}.png", rgb, compress_level=1)  # three times faster
     return xyz
 
 

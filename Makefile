@@ -48,13 +48,13 @@ $(STANDIN)/msra/standin.json: | $(STAMP)
 frames_ho3d := 800
 frames_icvl := 1000
 frames_nyu := 400
-frames_stb := 240
-frames_panoptic := 120
-frames_mpii_nzsl := 120
+frames_stb := 400
+frames_panoptic := 100
+frames_mpii_nzsl := 100
 standin_frames = $(or $(frames_$*),64)
 # a small stand-in of any other set, made beside its place so that an interrupted one is not taken for whole
 $(STANDIN)/%/standin.json: | $(STAMP)
-	$(PY) -m shared.standin.all --out $(STANDIN)/.part --datasets $* --frames $(standin_frames) --seed 0
+	$(PY) -m shared.standin.all --out $(STANDIN)/.part --datasets $* --frames $(standin_frames) --seed 0 --workers 2
 	rm -rf $(STANDIN)/$* && mv $(STANDIN)/.part/$* $(STANDIN)/$* && echo '{"frames": $(standin_frames), "seed": 0}' > $@
 
 DATASET ?= msra
@@ -135,7 +135,7 @@ soh_config = --config $(call config,sohandnet) --data.store $(SOH_STORE)
 soh_train = $(PY) -m sohandnet.pipeline $(soh_config) --run $(SOH_RUN) $(ARGS)
 
 prepare-sohandnet: $(STAMP) $(if $(DATA),,$(STANDIN)/icvl/standin.json) ## oriented point clouds with normals and SOM nodes, once: DATA=/path/ICVL
-	$(PY) -m sohandnet.prepare --data $(SOH_DATA) --out $(SOH_STORE) --workers 2 --resume
+	$(PY) -m sohandnet.prepare --data $(SOH_DATA) --out $(SOH_STORE) --workers 2 --resume$(if $(DATA),, --points 512)
 
 train-sohandnet: prepare-sohandnet ## train SO-HandNet in its three stages, evaluate it, write a report with pictures; again: continue
 	$(soh_train)
@@ -164,10 +164,13 @@ SSF_CKPT = $(or $(CKPT),$(SSF_RUN)/self-supervised/checkpoints/last.pt)
 SSF_PRESET = $(if $(DATA),author_log,standin_selfsup)
 ssf_resume = $(if $(wildcard $(SSF_RUN)/$(1)/checkpoints/last.pt),--resume)
 
+# hands of captured crops, and so of the stand-in's training and priors, are centred on the palm
+ssf_prior = $(if $(wildcard $(SSF_RUN)/prior/$(1)/prior.pt),,$(PY) -m selfsup_fitting.train_prior $(1) --center palm $(if $(DATA),,--samples 200000) --run $(SSF_RUN)/prior/$(1))
+
 define ssf_train
-	$(if $(wildcard $(SSF_RUN)/prior/vae.pt),,$(PY) -m selfsup_fitting.train_prior vae denoiser --run $(SSF_RUN)/prior)
+	$(call ssf_prior,vae)
 	$(PY) -m selfsup_fitting.train --mode synthetic --config selfsup_fitting/configs/$(if $(DATA),synthetic,standin_synthetic).yaml --run $(SSF_RUN)/synthetic $(call ssf_resume,synthetic)
-	$(PY) -m selfsup_fitting.train --mode self-supervised --config selfsup_fitting/configs/$(SSF_PRESET).yaml --data.root $(SSF_SHARDS) --vae $(SSF_RUN)/prior/vae.pt --init $(SSF_RUN)/synthetic/checkpoints/last.pt --run $(SSF_RUN)/self-supervised $(call ssf_resume,self-supervised) $(ARGS)
+	$(PY) -m selfsup_fitting.train --mode self-supervised --config selfsup_fitting/configs/$(SSF_PRESET).yaml --data.root $(SSF_SHARDS) --vae $(SSF_RUN)/prior/vae/prior.pt $(or $(call ssf_resume,self-supervised),--init $(SSF_RUN)/synthetic/checkpoints/last.pt) --run $(SSF_RUN)/self-supervised $(ARGS)
 endef
 ssf_eval = $(PY) -m selfsup_fitting.eval $(1) --data $(SSF_SHARDS)
 
@@ -177,7 +180,7 @@ prepare-selfsup: $(STAMP) $(if $(DATA),,$(STANDIN)/nyu/standin.json) ## crops of
 train-selfsup: prepare-selfsup ## train on synthetic hands, then on unlabelled views; evaluate both, write a report with pictures
 	$(ssf_train)
 	$(call ssf_eval,$(SSF_RUN)/synthetic/checkpoints/last.pt)
-	$(call ssf_eval,$(SSF_RUN)/self-supervised/checkpoints/last.pt)
+	$(call ssf_eval,$(SSF_RUN)/self-supervised/checkpoints/last.pt) --compare $(SSF_RUN)/synthetic/eval/metrics.json
 
 eval-selfsup: prepare-selfsup ## evaluate a checkpoint of training by fitting (trains the stand-in first if there is none)
 ifeq ($(CKPT),)
@@ -194,7 +197,7 @@ viewer: .venv/.viewer ## a hand with 26 sliders in the browser: spheres, depth, 
 WILD_RUN = $(or $(RUN),runs/wild/$(basename $(notdir $(CONFIG))))
 WILD_DATA = $(or $(DATA),$(STANDIN))
 WILD_SYNTH = data/prepared/wild-synthetic-$(if $(DATA),mano,standin)
-WILD_PICTURES = $(if $(DATA),,--train 3000 --test 200)
+WILD_PICTURES = $(if $(DATA),,--train 3000 --test 100 --facing 45 --spread 0.1 --shape_range 0.5)
 WILD_STORE = $(or $(STORE),data/prepared/wild-$(if $(DATA),real,standin))
 WILD_CKPT = $(or $(CKPT),$(WILD_RUN)/checkpoints/last.pt)
 WILD_MANO = $(or $(MANO),$(if $(DATA),,standin))
@@ -202,7 +205,7 @@ wild_preset = $(if $(filter paper,$(CONFIG)),hand3d_wild/configs/perspective.yam
 wild_pretrain = $(if $(filter tiny,$(CONFIG)),tiny,$(if $(DATA),pretrain,pretrain_standin))
 wild_resume = $(if $(wildcard $(1)/checkpoints/last.pt),--resume)
 wild_sets = $(if $(DATA),,$(foreach set,panoptic mpii_nzsl stb,$(STANDIN)/$(set)/standin.json))
-wild_train = $(PY) -m hand3d_wild.train --config $(wild_preset) --data.store $(WILD_STORE) --data.mano $(WILD_MANO) --init_from $(WILD_RUN)-pretrain/checkpoints/last.pt --run $(WILD_RUN) $(call wild_resume,$(WILD_RUN)) $(ARGS)
+wild_train = $(PY) -m hand3d_wild.train --config $(wild_preset) --data.store $(WILD_STORE) --data.mano $(WILD_MANO) $(or $(call wild_resume,$(WILD_RUN)),--init_from $(WILD_RUN)-pretrain/checkpoints/last.pt) --run $(WILD_RUN) $(ARGS)
 wild_eval = $(PY) -m hand3d_wild.eval $(WILD_CKPT) --dataset stb --root $(WILD_DATA)/stb --store $(WILD_STORE)
 
 synthesize-wild: $(STAMP) ## pictures of coloured hands for pretraining, once: MANO=file with your own hand model
@@ -213,7 +216,7 @@ prepare-wild: $(STAMP) $(wild_sets) ## crops, masks and joints of Panoptic, MPII
 	$(PY) -m hand3d_wild.prepare --panoptic $(WILD_DATA)/panoptic --mpii $(WILD_DATA)/mpii_nzsl --stb $(WILD_DATA)/stb --out $(WILD_STORE) --workers 2 $(if $(wildcard $(WILD_STORE)/manifest.json),--resume)
 
 pretrain-wild: synthesize-wild ## the first stage alone
-	$(PY) -m hand3d_wild.pretrain --config hand3d_wild/configs/$(wild_pretrain).yaml --data.root $(WILD_SYNTH) --data.mano $(WILD_MANO) --run $(WILD_RUN)-pretrain $(call wild_resume,$(WILD_RUN)-pretrain)
+	$(PY) -m hand3d_wild.pretrain --config hand3d_wild/configs/$(wild_pretrain).yaml --data.root $(WILD_SYNTH) --data.mano $(WILD_MANO) $(if $(DATA),,--data.cache $(WILD_SYNTH)) --run $(WILD_RUN)-pretrain $(call wild_resume,$(WILD_RUN)-pretrain)
 
 train-wild: pretrain-wild prepare-wild ## pretrain on synthetic hands, train on pictures, evaluate, write a report with pictures; again: continue
 	$(wild_train)

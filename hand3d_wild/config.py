@@ -24,8 +24,8 @@ class PrepareConfig:
         out: folder of the store
         stb_cameras: pictures of which of STB's stereo cameras
         masks: grabcut; none; or a folder with <source>/<name>.png of 320 x 320 pixels, one for each crop
-        detections: folder with OpenPose's <source>/<name>_keypoints.json, source being panoptic, mpii or stb; empty for
-            none
+        detections: folder with OpenPose's <source>/<name>_keypoints.json, source being panoptic, mpii or stb; or with
+            heat maps of the crops, <source>/<name>_0.png to <name>_6.png, 320 x 320 pixels; empty for none
         mirror: turn left hands into right ones; without it the store is for other programs, training refuses it
         workers: processes [processes]
         limit: use this many pictures of each part, evenly spread; 0 means all [pictures]
@@ -219,7 +219,8 @@ class PretrainLoss:
 
     Args:
         norm: L2 (mean of squares) or L1
-        rotation: compare axis-angle vectors (the original) or rotation matrices
+        rotation: compare axis-angle vectors (the original), rotation matrices, or the angle between the rotations
+            (geodesic)
         w_scale: weight of the scale
         w_trans: weight of the translation
         w_rot: weight of the rotation
@@ -228,7 +229,7 @@ class PretrainLoss:
     """
 
     norm: Literal["L2", "L1"] = "L2"
-    rotation: Literal["vector", "matrix"] = "vector"
+    rotation: Literal["vector", "matrix", "geodesic"] = "vector"
     w_scale: float = 0.1
     w_trans: float = 0.2
     w_rot: float = 5000.0
@@ -302,6 +303,8 @@ class PredictConfig:
         keypoints: JSON file with 21 x [u, v] or [u, v, confidence] for each picture by file name, instead of a box;
             also what heat maps and --fit joints are made of
         crops: the pictures are crops already: square, the hand's box enlarged 2.2 times
+        heatmaps: folder with a detector's heat maps of the --crops in the original's form, seven pictures <name>_0.png
+            to <name>_6.png for each, of its size; instead of keypoints
         order: joint order of keypoints
         out: folder for the results
         hand: which hand it is; a left one is mirrored for the network and back
@@ -320,6 +323,7 @@ class PredictConfig:
     boxes: str = ""
     keypoints: str = ""
     crops: bool = False
+    heatmaps: str = ""
     order: str = "thumb_first"
     out: str = "predictions"
     hand: Literal["right", "left"] = "right"

@@ -189,7 +189,7 @@ def read_reference(path: str | Path, *, mano: ManoModel | str | Path, **sizes: A
         raise DataError(
             f"is a checkpoint of {str(content['format'])!r}, not weights of the original program",
             path=path,
-            remedy="load it with load_checkpoint",
+            remedy="nothing has to be converted: use it as it is, or load it with load_checkpoint",
         )
     if not isinstance(content, Mapping) or not any(isinstance(v, torch.Tensor) for v in content.values()):
         raise DataError(

@@ -8,6 +8,7 @@ crops of 1.5 times (3dhand, issue 12). Boxes are (top, bottom, left, right) pixe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -117,34 +118,45 @@ def cut_points(points: ArrayLike, start: tuple[float, float] = (MIDDLE, MIDDLE))
     return np.asarray((np.asarray(points, np.float64) - start) * (NETWORK / CUT))
 
 
-def cut_rgb(rgb: NDArray[np.uint8], start: tuple[int, int], *, size: int = NETWORK) -> NDArray[np.uint8]:
+def cut_rgb(
+    rgb: NDArray[np.uint8], start: tuple[int, int], *, size: int = NETWORK, matrix: Float | None = None
+) -> NDArray[np.uint8]:
     """(size, size[, 3]): 306 x 306 of a stored crop (or mask) from ``start`` (u, v), resized as in :func:`crop_rgb`.
 
     Networks with a smaller input than the published 256 see averaged pixels instead of picked ones.
+
+    Args:
+        rgb: (320, 320[, 3]).
+        start: of the part that is cut out.
+        size: edge of the result.
+        matrix: (2, 3) from :func:`turn_matrix`, moves the crop before; what comes into view is its mirror image.
     """
     import cv2
 
-    u, v = start
-    part = rgb[v : v + CUT, u : u + CUT]
-    how = cv2.INTER_LINEAR if size >= NETWORK else cv2.INTER_AREA
-    resized: NDArray[np.uint8] = np.asarray(cv2.resize(part, (size, size), interpolation=how), np.uint8)
-    return resized
+    if matrix is None:
+        u, v = start
+        part = rgb[v : v + CUT, u : u + CUT]
+        how = cv2.INTER_LINEAR if size >= NETWORK else cv2.INTER_AREA
+        return np.asarray(cv2.resize(part, (size, size), interpolation=how), np.uint8)
+    shrink = max(1, STORED // size)  # averaged by whole steps first, then everything else in one resampling
+    small = cv2.resize(rgb, (STORED // shrink, STORED // shrink), interpolation=cv2.INTER_AREA) if shrink > 1 else rgb
+    whole = _about_centres(size / CUT, [-x * size / CUT for x in start]) @ np.vstack((matrix, [0, 0, 1]))
+    whole = whole @ _about_centres(shrink, (0, 0))
+    moved = cv2.warpAffine(small, whole[:2], (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(moved, np.uint8)
+
+
+def _about_centres(factor: float, shift: Sequence[float]) -> Float:
+    """(3, 3) that scales and shifts pictures whose pixel k covers k to k + 1, for coordinates of pixel centres."""
+    half = (factor - 1) / 2
+    return np.array([[factor, 0, half + shift[0]], [0, factor, half + shift[1]], [0, 0, 1]])
 
 
 def turn_matrix(angle_rad: float, zoom: float) -> Float:
-    """(2, 3): turns a stored crop clockwise about its middle and enlarges it there; maps points to points."""
+    """(2, 3) that turns a stored crop clockwise about its middle and enlarges it there; maps points to points."""
     middle = (STORED - 1) / 2
     turn = zoom * np.array([[math.cos(angle_rad), -math.sin(angle_rad)], [math.sin(angle_rad), math.cos(angle_rad)]])
     return np.concatenate((turn, (middle - turn @ [middle, middle])[:, None]), 1)
-
-
-def turn_rgb(rgb: NDArray[np.uint8], matrix: Float) -> NDArray[np.uint8]:
-    """A stored crop, or its mask, moved by :func:`turn_matrix`; what comes into view is the crop's mirror image."""
-    import cv2
-
-    how = cv2.INTER_LINEAR if rgb.ndim == 3 else cv2.INTER_NEAREST
-    turned = cv2.warpAffine(rgb, matrix, (STORED, STORED), flags=how, borderMode=cv2.BORDER_REFLECT_101)
-    return np.asarray(turned, np.uint8)
 
 
 def resize_as_tester(rgb: RGB, size: int = NETWORK) -> RGB:

@@ -16,19 +16,22 @@ import torch
 from numpy.typing import NDArray
 
 from hand3d_wild.config import DataOptions, HeatmapOptions
-from hand3d_wild.crop import CUT, MIDDLE, NETWORK, STORED, cut_points, cut_rgb, turn_matrix, turn_rgb
+from hand3d_wild.crop import CUT, MIDDLE, NETWORK, STORED, cut_points, cut_rgb, turn_matrix
 from hand3d_wild.heatmaps import SIGMA, gaussian_maps
 from hand3d_wild.store import MADE, SOURCES, SPLITS, Split, open_split, text
 from shared.errors import DataError
 from shared.training import sample_rng
 
 Batch = dict[str, Any]
-_NOISE = 1 << 20  # numbers in the pool that pixel noise is taken from
+_NOISE = 1 << 20  # numbers in the pool that pixel noise is taken from, at least
 
 
-def noise_pool(seed: int) -> NDArray[np.float32]:
-    """Standard normal numbers; a sample takes a stretch from a random place (drawing its own costs ten times more)."""
-    return np.random.default_rng((seed, 0x2015E)).standard_normal(_NOISE, np.float32)
+def noise_pool(seed: int, size: int = NETWORK) -> NDArray[np.float32]:
+    """Standard normal numbers; a sample takes a stretch from a random place (drawing its own costs ten times more).
+
+    There are at least twice as many as a picture of edge ``size`` needs.
+    """
+    return np.random.default_rng((seed, 0x2015E)).standard_normal(max(_NOISE, 6 * size * size), np.float32)
 
 
 def with_noise(picture: NDArray[np.uint8], sigma: float, pool: NDArray[np.float32], start: int) -> NDArray[np.float32]:
@@ -102,7 +105,7 @@ class WildSamples:
             indices = indices[np.linspace(0, len(indices) - 1, limit).round().astype(int)]
         self.indices = indices
         self.rows = split.rows[indices]  # in memory: 1 kB each
-        self.pool = noise_pool(seed)
+        self.pool = noise_pool(seed, size)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -133,7 +136,7 @@ class WildSamples:
         if isinstance(key, tuple):
             rng = sample_rng(self.seed, *key)
             start = (int(rng.integers(11)), int(rng.integers(11)))
-            offset = int(rng.integers(_NOISE - 3 * self.size * self.size))
+            offset = int(rng.integers(len(self.pool) - 3 * self.size * self.size))
             if self.options.turn or self.options.zoom:
                 turn = math.radians(rng.uniform(-self.options.turn, self.options.turn))
                 zoom = 1 + rng.uniform(-self.options.zoom, self.options.zoom)
@@ -141,18 +144,17 @@ class WildSamples:
         mask = self.split.mask(place) if row["mask"] == MADE else np.zeros((STORED, STORED), np.uint8)
         ratio = zoom * NETWORK / CUT * STORED / (int(row["box"][3] - row["box"][2]) + 1)  # pixels per camera pixel
         joints_mm = row["joints_mm"] if row["has_3d"] else np.zeros((21, 3))
-        moved = turn != 0 or zoom != 1
-        matrix = turn_matrix(turn, zoom)
-        if moved:
-            crop, mask = turn_rgb(crop, matrix), turn_rgb(mask, matrix)
+        matrix = None
+        if turn != 0 or zoom != 1:
+            matrix = turn_matrix(turn, zoom)
             points = points @ matrix[:, :2].T + matrix[:, 2]
             middle = joints_mm.mean(0) * [1, 1, 0]  # seen as by the scaled camera of the network: depth stays
             flat = (joints_mm - middle)[:, :2] @ matrix[:, :2].T / zoom
             joints_mm = np.concatenate((flat, joints_mm[:, 2:]), 1) + middle
-        picture = cut_rgb(crop, start, size=self.size)
+        picture = cut_rgb(crop, start, size=self.size, matrix=matrix)
         image = with_noise(picture, self.options.noise if train else 0.0, self.pool, offset)
         if self.heatmaps is not None:
-            maps = self.maps(row, start, rng, matrix if moved else None)
+            maps = self.maps(row, start, rng, matrix)
             image = np.concatenate((image, maps), -1)
         if self.options.depth == "reference":  # x and y scaled, z not: README, ledger
             joints_mm, ratio = joints_mm * [ratio, ratio, 1], 1.0
@@ -165,7 +167,7 @@ class WildSamples:
             "joints_mm": joints_mm.astype(np.float32),
             "valid_3d": bool(row["has_3d"]),
             "depth_ratio": np.float32(ratio),
-            "mask": cut_rgb(mask, start),
+            "mask": cut_rgb(mask, start, matrix=matrix),
             "valid_mask": row["mask"] == MADE,
             "palm": bool(row["palm"]) and self.options.root == "palm",
         }

@@ -78,11 +78,11 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
             f"--batch_size must be at least 1 and --limit not negative, got {options.batch_size}, {options.limit}"
         )
     from hand3d_wild.inference import Predictor
+    from hand3d_wild.store import make_folder
     from shared.safe_io import atomic_write_text
 
     predictor = Predictor(options.checkpoint[0], options.mano, device=options.device, precision=options.precision)
-    out = output_folder(options)
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(output_folder(options))
     atomic_write_text(out / "eval_config.yaml", config_yaml)
     run = evaluate_synthetic if options.dataset == "pretrain" else evaluate_pictures
     metrics = run(options, predictor, out)

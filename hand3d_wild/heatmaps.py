@@ -8,12 +8,15 @@ input here, without OpenPose.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shared.datasets.images import read_rgb
 from shared.errors import DataError, MissingFileError
 from shared.skeletons import order
 
@@ -88,38 +91,81 @@ def group_paths(folder: str | Path, stem: str) -> list[Path]:
     return [Path(folder) / f"{stem}.png", *(Path(folder) / f"{stem}_{k}.png" for k in range(7))]
 
 
+def require_groups(folder: str | Path, stems: Sequence[str]) -> None:
+    """Refuses pictures without all of their seven heat-map files.
+
+    Raises:
+        MissingFileError: how many are missing, of how many pictures; some are named.
+    """
+    missing = {stem: [path.name for path in group_paths(folder, stem)[1:] if not path.is_file()] for stem in stems}
+    names = [name for some in missing.values() for name in some]
+    if names:
+        count = sum(bool(some) for some in missing.values())
+        raise MissingFileError(
+            f"{len(names)} of {7 * len(missing)} heat-map files are missing, of {count} of {len(missing)} pictures: "
+            + ", ".join(names[:8])
+            + (", ..." if len(names) > 8 else ""),
+            path=folder,
+            remedy="the second input form needs seven heat-map files, <name>_0.png to <name>_6.png, for each picture",
+        )
+
+
+def read_maps(folder: str | Path, stem: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """(7, H, W, 3): the seven heat-map files of a picture, for :func:`unpack`.
+
+    Args:
+        folder, stem: see :func:`group_paths`.
+        size: (width, height) that they must have; by default that of the first.
+
+    Raises:
+        MissingFileError: some of the seven are missing; all of those are named.
+        DataError: one cannot be read, or has another size.
+    """
+    require_groups(folder, [stem])
+    pictures = []
+    for path in group_paths(folder, stem)[1:]:
+        pictures.append(read_rgb(path))
+        height, width = pictures[-1].shape[:2]
+        size = size or (width, height)
+        if (width, height) != size:
+            raise DataError(
+                f"is {width} x {height} pixels, its picture {size[0]} x {size[1]}",
+                path=path,
+                remedy="write the heat maps again at the picture's size",
+            )
+    return np.stack(pictures)
+
+
 def read_group(folder: str | Path, stem: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """((H, W, 3) picture, (H, W, 21) maps in 0..1, order ``"wild"``) of the original's eight files.
 
     Raises:
-        MissingFileError: some of the eight are missing; all of those are named.
+        MissingFileError: some of the eight are missing.
         DataError: one cannot be read, or has another size than the picture.
     """
-    from PIL import Image
+    picture = read_rgb(group_paths(folder, stem)[0])
+    return picture, unpack(read_maps(folder, stem, (picture.shape[1], picture.shape[0])))
 
-    paths = group_paths(folder, stem)
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise MissingFileError(
-            f"{len(missing)} of the 8 files of picture {stem} are missing: {', '.join(missing)}",
-            path=folder,
-            remedy="the second input form needs the picture and its seven heat-map files",
-        )
-    pictures: list[NDArray[np.uint8]] = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                pictures.append(np.asarray(image.convert("RGB")))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot be read as a picture ({error})", path=path, remedy="write it again") from error
-        if pictures[-1].shape != pictures[0].shape:
-            size = "{1} x {0}".format(*pictures[-1].shape)
-            raise DataError(
-                f"is {size} pixels, its picture {paths[0].name} is {pictures[0].shape[1]} x {pictures[0].shape[0]}",
-                path=path,
-                remedy="write the heat maps again at the picture's size",
-            )
-    return pictures[0], unpack(np.stack(pictures[1:]))
+
+def peaks_of(maps: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(J, 3) u, v and height of the highest place of maps (H, W, J), pixels; zeros where a map is empty.
+
+    The place is the mean of what is above half the height around it: stored maps have flat tops.
+    """
+    height, width, count = maps.shape
+    radius = math.ceil(2 * SIGMA * max(height, width))
+    out = np.zeros((count, 3))
+    for joint in range(count):
+        row, column = np.unravel_index(maps[..., joint].argmax(), (height, width))
+        top = float(maps[row, column, joint])
+        if top <= 0:
+            continue
+        first = max(0, row - radius), max(0, column - radius)
+        part = maps[first[0] : row + radius + 1, first[1] : column + radius + 1, joint]
+        weight = np.where(part > top / 2, part, 0).astype(np.float64)
+        v, u = np.mgrid[: part.shape[0], : part.shape[1]]
+        out[joint] = (weight * u).sum() / weight.sum() + first[1], (weight * v).sum() / weight.sum() + first[0], top
+    return out
 
 
 def write_group(folder: str | Path, stem: str, maps: NDArray[Any], skeleton: str = "wild") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,6 +96,12 @@ class View:
         known = np.clip(np.asarray(peaks, np.float64), 0, 1)
         there = np.where(known[:, None] > 0, self.to_network(points), 0) * (size / NETWORK)
         return gaussian_maps(there, known, size, sigma=SIGMA if self.whole else SIGMA * STORED / CUT)
+
+    def stored_maps(self, pictures: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+        """(size, size, 21) heat maps of the original's seven files (7, H, W, 3) of this crop, seen as the crop is."""
+        from hand3d_wild.heatmaps import unpack
+
+        return unpack(np.stack([replace(self, rgb=picture).input(size) for picture in pictures]))
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def joints_3d_loss(
             mean, std = mean.detach(), std.detach()
         difference = (joints_m - mean) / std - (gt - mean_gt) / deviation(gt)
     squares = torch.where(keep[:, None, None], difference * difference, 0.0)
-    return squares.sum() / (keep.sum() * squares[0].numel()).clamp(min=1)
+    return squares.sum() / (keep.sum() * gt.shape[1:].numel()).clamp(min=1)
 
 
 def sample_mask_loss(verts_2d: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
@@ -184,7 +184,12 @@ def regulariser(pose: Tensor, betas: Tensor, *, shape_weight: float = 1e4) -> Te
 
     The original's 10^4 is for its synthetic shapes of up to 0.03; 1 measures them in MANO's standard deviations.
     """
-    return (pose * pose).mean() + shape_weight * (betas * betas).mean()
+    return _mean(pose * pose) + shape_weight * _mean(betas * betas)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, and 0 of an empty batch."""
+    return values.sum() / max(values.numel(), 1)
 
 
 def wild_losses(
@@ -250,13 +255,23 @@ def wild_losses(
     return {name: terms[name]() * weights[name] if weights[name] else zero for name in names}
 
 
+def _angle(difference: Tensor) -> Tensor:
+    """(B,) angles, rad, between rotation matrices, of their differences (B, 3, 3).
+
+    The squares of the nine entries sum to 8 sin^2 of half the angle. The slope of the angle is cut off at 0 and at pi,
+    where it is not defined.
+    """
+    sine_squared = (difference * difference).sum((1, 2)) / 8
+    return 2 * sine_squared.clamp(1e-14, 1 - 1e-6).sqrt().asin()
+
+
 def pretrain_losses(
     params: Tensor,
     gt_params: Tensor,
     weights: Mapping[str, float] = PRETRAIN_WEIGHTS,
     *,
     norm: Literal["L2", "L1"] = "L2",
-    rotation: Literal["vector", "matrix"] = "vector",
+    rotation: Literal["vector", "matrix", "geodesic"] = "vector",
 ) -> dict[str, Tensor]:
     """The weighted losses of the first stage by name: differences between predicted and true numbers, group by group.
 
@@ -266,7 +281,8 @@ def pretrain_losses(
         norm: mean of squares, or of absolute values.
         rotation: ``vector`` compares axis-angle vectors as the original does, which punishes equal rotations with
             different vectors; ``matrix`` compares rotation matrices (half the sum of the nine differences' squares, or
-            absolute values, over three: equal to ``vector`` for small angles with L2).
+            absolute values, over three: equal to ``vector`` for small angles with L2); ``geodesic`` the angle between
+            the two rotations (a third of its square; with L1, a third of it).
 
     Returns:
         Scalars ``scale``, ``trans``, ``rot``, ``pose``, ``betas``.
@@ -277,8 +293,8 @@ def pretrain_losses(
     unknown = sorted(set(weights) - set(PRETRAIN_WEIGHTS))
     if unknown:
         raise DataError(f"there is no loss {', '.join(unknown)}", remedy=f"choose among {', '.join(PRETRAIN_WEIGHTS)}")
-    if norm not in ("L1", "L2") or rotation not in ("vector", "matrix"):
-        raise DataError(f"norm must be L1 or L2 and rotation vector or matrix, got {norm!r} and {rotation!r}")
+    if norm not in ("L1", "L2") or rotation not in ("vector", "matrix", "geodesic"):
+        raise DataError(f"norm must be L1 or L2 and rotation vector, matrix or geodesic, got {norm!r} and {rotation!r}")
     if params.shape != gt_params.shape or params.shape[1:] != (N_PARAMS,):
         raise DataError(
             f"expected predicted and true numbers of shape (B, {N_PARAMS}), "
@@ -288,11 +304,12 @@ def pretrain_losses(
     losses = {}
     for name, weight in PRETRAIN_WEIGHTS.items():
         a, b = getattr(pred, name), getattr(gt, name)
-        if name == "rot" and rotation == "matrix":
+        difference, share = a - b, 1.0
+        if name == "rot" and rotation != "vector":
             difference = rotvec_to_rotmat(a) - rotvec_to_rotmat(b)
             share = 1.5  # nine entries, twice each of the three angles
-        else:
-            difference, share = a - b, 1.0
-        value = (difference * difference if norm == "L2" else difference.abs()).mean() * share
+            if rotation == "geodesic":
+                difference, share = _angle(difference), 1 / 3
+        value = _mean(difference * difference if norm == "L2" else difference.abs()) * share
         losses[name] = value * weights.get(name, weight)
     return losses

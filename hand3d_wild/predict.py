@@ -12,6 +12,7 @@ passed over; the exit status is then 1.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -49,6 +50,23 @@ class Picture:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class Job:
+    """A picture that can be used: its crop, and what belongs to it as far as it is needed.
+
+    Attributes:
+        joints: (21, 3) u, v, confidence in the picture, order ``wild``.
+        maps: (S, S, 21) heat maps.
+        mask: (256, 256) silhouette in the network's frame.
+    """
+
+    item: Picture
+    view: View
+    joints: Float | None
+    maps: NDArray[np.float32] | None
+    mask: Float | None
+
+
 # ------------------------------------------------------------------------------------------------ what comes in
 
 
@@ -83,6 +101,22 @@ def list_files(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
             raise DataError(f"would write the same {name}.json as {owners[name]}", path=path, remedy="use two --out")
         owners[name] = path
     return found
+
+
+def without_maps(files: Sequence[tuple[Path, str]], folder: str) -> list[tuple[Path, str]]:
+    """The files without the heat maps among them (``x_0.png`` beside ``x.png``); the rest has all of theirs.
+
+    Raises:
+        MissingFileError: no such folder, or fewer heat maps than pictures need.
+    """
+    from hand3d_wild.heatmaps import require_groups
+
+    if not Path(folder).is_dir():
+        raise MissingFileError("--heatmaps: no such folder", path=folder, remedy="check the path")
+    names = {name for _, name in files}
+    kept = [(p, n) for p, n in files if not (re.search(r"_[0-6]$", n) and n[:-2] in names)]
+    require_groups(folder, [name for path, name in kept if path.suffix.lower() in PICTURES])
+    return kept
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
@@ -343,7 +377,8 @@ def check(options: PredictConfig) -> None:
     """Options that do not fit together.
 
     Raises:
-        DataError: not exactly one of --bbox, --boxes, --keypoints, --crops; --fit without what it fits to.
+        DataError: not exactly one of --bbox, --boxes, --keypoints, --crops; --fit without what it fits to; heat maps
+            without crops.
     """
     places = {"--bbox": options.bbox, "--boxes": options.boxes, "--keypoints": options.keypoints}
     given = [name for name, value in places.items() if value]
@@ -356,10 +391,16 @@ def check(options: PredictConfig) -> None:
             remedy="--bbox x,y,w,h or --boxes FILE says where the hand is, --keypoints FILE gives its 2-D joints, "
             "--crops takes the pictures as they are; this method has no detector",
         )
+    if options.heatmaps and not options.crops:
+        raise DataError("--heatmaps are those of crops", remedy="give the crops, and --crops")
+    if options.heatmaps and options.keypoints:
+        raise DataError("--heatmaps and --keypoints exclude one another", remedy="maps are made of the keypoints")
     if options.fit in ("joints", "both") and not options.keypoints:
         raise DataError(f"--fit {options.fit} needs 2-D joints", remedy="give --keypoints FILE")
     if options.fit in ("mask", "both") and not options.masks:
         raise DataError(f"--fit {options.fit} needs silhouettes", remedy="give --masks FOLDER with <name>.png")
+    if options.masks and not Path(options.masks).is_dir():
+        raise MissingFileError("--masks: no such folder", path=options.masks, remedy="check the path")
     if options.batch_size < 1:
         raise DataError(f"--batch_size must be at least 1, got {options.batch_size}")
 
@@ -373,6 +414,8 @@ def predict(options: PredictConfig) -> int:
     out = Path(options.out)
     files = list_files(options.images, out)
     check(options)
+    if options.heatmaps:
+        files = without_maps(files, options.heatmaps)
     fixed = None
     if options.bbox:
         words = options.bbox.replace(",", " ").split()
@@ -380,23 +423,30 @@ def predict(options: PredictConfig) -> int:
     boxes = read_boxes(options.boxes) if options.boxes else {}
     keypoints = read_keypoints(options.keypoints, options.order) if options.keypoints else {}
     from hand3d_wild.inference import Predictor
+    from hand3d_wild.store import make_folder
 
     predictor = Predictor(options.checkpoint, options.mano, device=options.device, precision=options.precision)
-    if predictor.form == "heatmaps" and not keypoints:
-        raise DataError("this network needs heat maps beside the picture", remedy="give 2-D joints: --keypoints FILE")
+    if predictor.form == "heatmaps" and not (keypoints or options.heatmaps):
+        raise DataError(
+            "this network needs heat maps beside the picture",
+            remedy="give 2-D joints: --keypoints FILE; or with --crops the maps: --heatmaps FOLDER",
+        )
+    if predictor.form == "rgb" and options.heatmaps:
+        raise DataError("this network sees the picture alone", path=options.checkpoint, remedy="leave out --heatmaps")
+    make_folder(out)
     failed, written, warned = 0, 0, 0
     tracked: Float | None = None
-    waiting: list[tuple[Picture, View, Float | None]] = []
+    waiting: list[Job] = []
 
     def flush() -> None:
         nonlocal tracked, written, warned
         if waiting:
             hands = _predict_batch(predictor, waiting, options, out)
             tracked = hands[-1].keypoints_2d
-            for (item, _, _), hand in zip(waiting, hands, strict=True):
+            for job, hand in zip(waiting, hands, strict=True):
                 problem = share_problem(hand.share)
                 if problem:
-                    print(f"warning: {item.source} ({item.name}): {problem}", file=sys.stderr)
+                    print(f"warning: {job.item.source} ({job.item.name}): {problem}", file=sys.stderr)
                     warned += 1
             written += len(waiting)
             waiting.clear()
@@ -409,11 +459,12 @@ def predict(options: PredictConfig) -> int:
             if keypoints and joints is None:
                 raise DataError(f"{item.source}: the file of keypoints has none for {item.source.name}")
             view = _view(item, options, fixed, boxes, joints, tracked if options.track else None)
+            job = Job(item, view, joints, _maps(item, view, joints, options, predictor), _mask(item, view, options))
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        waiting.append((item, view, joints))
+        waiting.append(job)
         if len(waiting) >= (1 if options.track else options.batch_size):
             flush()
     flush()
@@ -459,25 +510,39 @@ def _view(
     return view_of(item.rgb, corners, options.hand, str(item.source))
 
 
-def _predict_batch(
-    predictor: Predictor, items: list[tuple[Picture, View, Float | None]], options: PredictConfig, out: Path
-) -> list[Hand]:
+def _maps(
+    item: Picture, view: View, joints: Float | None, options: PredictConfig, predictor: Predictor
+) -> NDArray[np.float32] | None:
+    """(S, S, 21) heat maps of a picture, for networks that take them: of its files, or of its joints."""
+    from hand3d_wild.heatmaps import read_maps
+
+    if predictor.form != "heatmaps":
+        return None
+    if options.heatmaps:
+        size = (view.rgb.shape[1], view.rgb.shape[0])
+        return view.stored_maps(read_maps(options.heatmaps, item.name, size), predictor.size)
+    assert joints is not None
+    return view.maps(joints[:, :2], joints[:, 2], predictor.size)
+
+
+def _mask(item: Picture, view: View, options: PredictConfig) -> Float | None:
+    return read_mask(options.masks, item, view) if options.fit in ("mask", "both") else None
+
+
+def _predict_batch(predictor: Predictor, jobs: list[Job], options: PredictConfig, out: Path) -> list[Hand]:
     """Predicts, fits where asked, and writes a batch."""
-    views = [view for _, view, _ in items]
-    maps = None
-    if predictor.form == "heatmaps":
-        maps = [v.maps(j[:, :2], j[:, 2], predictor.size) for _, v, j in items if j is not None]
-    hands = predictor.predict(views, maps)
-    notes: list[dict[str, Any]] = [{} for _ in items]
+    maps = [job.maps for job in jobs if job.maps is not None]
+    hands = predictor.predict([job.view for job in jobs], maps or None)
+    notes: list[dict[str, Any]] = [{} for _ in jobs]
     if options.fit != "none":
-        hands, notes = _fit(predictor, items, hands, options)
-    for (item, view, _), hand, note in zip(items, hands, notes, strict=True):
-        write_results(out, item, view, hand, predictor, note)
+        hands, notes = _fit(predictor, jobs, hands, options)
+    for job, hand, note in zip(jobs, hands, notes, strict=True):
+        write_results(out, job.item, job.view, hand, predictor, note)
     return hands
 
 
 def _fit(
-    predictor: Predictor, items: list[tuple[Picture, View, Float | None]], hands: list[Hand], options: PredictConfig
+    predictor: Predictor, jobs: list[Job], hands: list[Hand], options: PredictConfig
 ) -> tuple[list[Hand], list[dict[str, Any]]]:
     """Hands whose numbers are refined to their 2-D joints or silhouettes, and what to say about that."""
     import numpy as np
@@ -487,22 +552,22 @@ def _fit(
 
     given: dict[str, Any] = {}
     if options.fit in ("joints", "both"):
-        joints = np.stack([view.to_network(j[:, :2]) for _, view, j in items if j is not None])
+        joints = np.stack([job.view.to_network(job.joints[:, :2]) for job in jobs if job.joints is not None])
         given["joints_2d"] = torch.from_numpy(joints).float()
-        given["confidence"] = torch.from_numpy(np.stack([j[:, 2] for _, _, j in items if j is not None])).float()
+        given["confidence"] = torch.from_numpy(np.stack([j.joints[:, 2] for j in jobs if j.joints is not None])).float()
     if options.fit in ("mask", "both"):
-        given["mask"] = torch.from_numpy(np.stack([read_mask(options.masks, item, view) for item, view, _ in items]))
+        given["mask"] = torch.from_numpy(np.stack([job.mask for job in jobs if job.mask is not None]))
     start = torch.from_numpy(np.stack([hand.params for hand in hands]))
-    decoder = predictor.network.decoder
-    fit = fit_hands(decoder.cpu(), start=start, **given)
-    fitted = predictor.decode([view for _, view, _ in items], fit.params)
+    decoder = copy.deepcopy(predictor.network.decoder).cpu()  # .cpu() alone would move the network's own
+    fit = fit_hands(decoder, start=start, **given)
+    fitted = predictor.decode([job.view for job in jobs], fit.params)
     notes = [
         {
             "fit": options.fit,
             "fit_objective": [float(fit.start[i]), float(fit.objective[i])],
             "fit_error_px": None if bool(fit.error_px[i].isnan()) else float(fit.error_px[i]),
         }
-        for i in range(len(items))
+        for i in range(len(jobs))
     ]
     return fitted, notes
 

@@ -5,7 +5,7 @@
 Any subset of the three. Crops follow the authors' rule (2.2 times the joints' box, :mod:`hand3d_wild.crop`), left
 hands become right ones (STB's before the crop, MPII's after it, as in the reference), joints get the network's order,
 masks come from GrabCut. Whatever cannot be used is skipped, counted and listed in ``manifest.json``. ``--resume``
-continues a killed run, tries skipped pictures again and makes masks that are still missing.
+continues a killed run, tries skipped pictures again and makes masks and detections that are still missing.
 """
 
 from __future__ import annotations
@@ -159,10 +159,26 @@ def read_detections(path: Path, side: str | None) -> Float:
     return max(found, key=lambda hand: float(hand[:, 2].sum()))
 
 
-def fill_detections(row: Any, frame: Frame, file: Path, *, mirror: bool) -> None:
-    """Writes the 2-D detector's joints, brought into the crop exactly as the labels are."""
-    from hand3d_wild.crop import STORED, mirror_points, to_crop
+def fill_detections(row: Any, frame: Frame, folder: Path, *, mirror: bool) -> None:
+    """Writes the 2-D detector's joints, brought into the crop exactly as the labels are.
 
+    They come from ``<name>_keypoints.json`` in the picture, or from the peaks of the original's seven heat-map files
+    ``<name>_0.png`` to ``<name>_6.png`` of the stored crop (right hands).
+
+    Raises:
+        MissingFileError, DataError: neither is there; see :func:`read_detections` and
+            :func:`hand3d_wild.heatmaps.read_maps`.
+    """
+    import numpy as np
+
+    from hand3d_wild.crop import STORED, mirror_points, to_crop
+    from hand3d_wild.heatmaps import group_paths, peaks_of, read_maps, unpack
+
+    file = folder / f"{frame.name}_keypoints.json"
+    if not file.is_file() and any(path.is_file() for path in group_paths(folder, frame.name)[1:]):
+        row["detections"] = peaks_of(unpack(read_maps(folder, frame.name, (STORED, STORED)))).astype(np.float32)
+        row["detected"] = True
+        return
     hand = to_wild(read_detections(file, frame.side), "thumb_first")
     points, turn = hand[:, :2], mirror and frame.side == "left"
     first = turn and frame.joints_mm is not None
@@ -230,20 +246,21 @@ class _Worker:
         arrays, options = self.splits[split], self.options
         row = arrays.rows[index : index + 1].copy()[0]
         row["problem"] = row["mask_problem"] = b""
+        frame = None
         try:
             if row["picture"] != MADE:
                 frame = source.frames[number]
                 arrays.pictures[index] = fill(row, frame, mirror=options.mirror)
-                if options.detections:
-                    file = Path(options.detections) / source.name / f"{frame.name}_keypoints.json"
-                    row["detection_problem"] = b""
-                    try:
-                        fill_detections(row, frame, file, mirror=options.mirror)
-                    except DataError as error:
-                        row["detection_problem"] = str(error).encode()[:240]
                 row["picture"] = MADE
         except DataError as error:
             row["picture"], row["problem"] = SKIPPED, str(error).encode()[:240]
+        if row["picture"] == MADE and options.detections and not row["detected"]:
+            row["detection_problem"] = b""
+            try:
+                frame = frame or source.frames[number]
+                fill_detections(row, frame, Path(options.detections) / source.name, mirror=options.mirror)
+            except DataError as error:
+                row["detection_problem"] = str(error).encode()[:240]
         if row["picture"] == MADE and options.masks != "none" and row["mask"] != MADE:
             import numpy as np
 
@@ -291,7 +308,7 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     Raises:
         DataError: no or unusable data sets, a folder that is taken, ``--resume`` with other data.
     """
-    from hand3d_wild.store import SPLITS, create_split, read_manifest, write_manifest
+    from hand3d_wild.store import SPLITS, create_split, make_folder, read_manifest, write_manifest
 
     if not options.out:
         raise DataError("--out is empty: it names the folder of the store", remedy="give --out STORE")
@@ -320,6 +337,7 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     elif options.resume:
         raise MissingFileError("there is no store to resume", path=root, remedy="leave out --resume")
     else:
+        make_folder(root)
         for split in SPLITS:
             mine = [source for source in sources if source.split == split]
             if mine:
@@ -365,6 +383,8 @@ def _chunks(root: Path, options: PrepareConfig) -> Iterator[tuple[str, list[int]
         todo = rows["picture"] != MADE
         if options.masks != "none":
             todo |= rows["mask"] != MADE
+        if options.detections:
+            todo |= ~rows["detected"]
         indices = np.flatnonzero(todo).tolist()
         yield from ((split, indices[i : i + CHUNK]) for i in range(0, len(indices), CHUNK))
 

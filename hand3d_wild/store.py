@@ -70,6 +70,19 @@ def text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
+def make_folder(path: str | Path) -> Path:
+    """The folder for a program's results.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot be a folder ({error.strerror})", path=path, remedy="give another --out") from None
+    return Path(path)
+
+
 def create_split(root: Path, name: str, rows: NDArray[Any]) -> None:
     """Lays out the three files of a split for ``rows``; pictures and masks are holes at first."""
     folder = root / name

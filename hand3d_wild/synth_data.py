@@ -111,7 +111,7 @@ class SynthSamples:
                 remedy="finish the set with python -m hand3d_wild.synthesize --resume and its options",
             )
         self.params, self.joints_2d = numbers["params"][chosen], numbers["joints_2d"][chosen]
-        self.pool = noise_pool(seed)
+        self.pool = noise_pool(seed, size)
         self.cache = _open_cache(Path(cache), self.paths, self.manifest, split) if cache else None
 
     def __len__(self) -> int:

@@ -192,6 +192,19 @@ def paths_of(out: Path, index: int, train: int) -> tuple[Path, Path]:
     return folder / "images" / f"{number:06d}.png", folder / "masks" / f"{number:06d}.png"
 
 
+def make_folders(out: Path) -> None:
+    """The folders of a set.
+
+    Raises:
+        DataError: they cannot be made.
+    """
+    from hand3d_wild.store import make_folder
+
+    for split in SPLITS:
+        for kind in ("images", "masks"):
+            make_folder(out / split / kind)
+
+
 def _complete(path: Path) -> bool:
     """Whether a PNG is there and whole."""
     try:
@@ -203,11 +216,17 @@ def _complete(path: Path) -> bool:
 
 
 def _write_png(path: Path, pixels: Any) -> None:
-    """Through a temporary file, without waiting for the disk: ``--resume`` tells a torn file by its end."""
-    from PIL import Image
+    """RGB or a mask, through a temporary file, without waiting for the disk: ``--resume`` tells a torn file by its end.
 
+    OpenCV's choices (one filter for all rows): as small as Pillow's, and a third quicker to write and to decode.
+    """
+    import cv2
+    import numpy as np
+
+    ordered = pixels[..., ::-1] if pixels.ndim == 3 else np.where(pixels, 255, 0).astype(np.uint8)
+    coded = cv2.imencode(".png", np.ascontiguousarray(ordered))[1]
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+    temporary.write_bytes(coded.tobytes())
     os.replace(temporary, path)
 
 
@@ -267,7 +286,7 @@ def _parts(options: SynthesizeConfig) -> Iterator[list[Placed]]:
 
 def _manifest(options: SynthesizeConfig, mano: ManoModel) -> dict[str, Any]:
     described = dataclasses.asdict(options)
-    for name in ("out", "workers", "resume", "mano"):
+    for name in ("out", "workers", "resume", "mano", "import_old"):
         del described[name]
     return {
         "format": FORMAT,
@@ -295,6 +314,14 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
         raise DataError(f"not a readable manifest ({error})", path=path, remedy=remedy) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         raise DataError(f"not a manifest of {FORMAT} version {VERSION}", path=path, remedy=remedy)
+    options, mano = content.get("options"), content.get("mano")
+    if not (
+        isinstance(options, dict)
+        and isinstance(options.get("train"), int)
+        and isinstance(mano, dict)
+        and isinstance(mano.get("source"), str)
+    ):
+        raise DataError("its options or its hand model are missing", path=path, remedy=remedy)
     return content
 
 
@@ -303,6 +330,10 @@ def _check(options: SynthesizeConfig) -> None:
         raise DataError("--out names no folder", remedy="give --out FOLDER")
     if not options.mano:
         raise DataError("--mano names no hand model", remedy="give --mano MANO_RIGHT.pkl, or --mano standin")
+    if options.import_old and (options.meshes or options.backgrounds or options.resume):
+        raise DataError(
+            "--import_old renders nothing", remedy="leave out --meshes, --backgrounds and --resume; it is begun again"
+        )
     if options.scans and not options.meshes:
         raise DataError("--scans needs the registered meshes", remedy="give their folder as --meshes")
     if options.train < 1 or options.test < 0:
@@ -330,6 +361,10 @@ def synthesize(options: SynthesizeConfig, *, progress: bool = False) -> dict[str
     from shared.safe_io import atomic_path, atomic_write_text
 
     _check(options)
+    if options.import_old:
+        from hand3d_wild.import_old import import_old
+
+        return import_old(options, progress=progress)
     out = Path(options.out)
     manifest = _manifest(options, load_mano(options.mano))
     path = out / "manifest.json"
@@ -348,9 +383,7 @@ def synthesize(options: SynthesizeConfig, *, progress: bool = False) -> dict[str
                 "this folder holds a set already", path=out, remedy="continue it with --resume, or give another --out"
             )
     Painter(options)  # what is wrong with the user's folders is said here and not by a process of the pool
-    for split in SPLITS:
-        for kind in ("images", "masks"):
-            (out / split / kind).mkdir(parents=True, exist_ok=True)
+    make_folders(out)
     atomic_write_text(path, json.dumps(manifest, indent=1) + "\n")
 
     found: list[Placed] = []

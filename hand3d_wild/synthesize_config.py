@@ -27,6 +27,8 @@ class SynthesizeConfig:
         workers: processes; the files do not depend on it [processes]
         seed: the same seed gives the same files
         resume: continue a set that was begun with the same options
+        import_old: folder of a set of the original programs (numbered PNGs and gt.pickle), brought into this form
+            instead of rendering one; without its train/ and test/ the last --test pictures become the test split
     """
 
     out: str = ""
@@ -43,3 +45,4 @@ class SynthesizeConfig:
     workers: int = 2
     seed: int = 0
     resume: bool = False
+    import_old: str = ""

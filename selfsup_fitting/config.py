@@ -25,6 +25,9 @@ class PrepareConfig:
         zbuffer: the nearest pixel wins where several fall into one; the original keeps the last of them
         clamp_far: depth behind the crop's centre by more than 100 mm becomes background, as in synthetic images
         intrinsics: official (the data set's MATLAB script) or reference (rounded, as in the original)
+        centers: of the crops: palm (the annotated joint, as the original), nearest (the middle of what is within 150 mm
+            behind the nearest point of each picture), or a folder with <split>_<camera>.txt, x y z of a frame a line
+            [mm]
         calibration: where the cameras stand: sequence (fitted once a recording) or frame (to every frame's labels)
         missing: frames of which a picture is not there: error, or skip (counted)
         limit: convert this many frames a split, from the start; 0 means all [frames]
@@ -41,6 +44,7 @@ class PrepareConfig:
     zbuffer: bool = False
     clamp_far: bool = True
     intrinsics: Literal["official", "reference"] = "official"
+    centers: str = "palm"
     calibration: Literal["sequence", "frame"] = "sequence"
     missing: Literal["error", "skip"] = "error"
     limit: int = 0
@@ -90,10 +94,6 @@ class SynthOptions:
         jitter: times the sampler's translation of up to 35 mm; captured crops that are cut exactly around the palm need
             little of it
         extra_mode: also draw the hand pattern that the original never reaches
-        turn_deg: lowest and highest turn about model y: from -180 to 0 fingers point towards the camera, as in NYU and
-            the original; around 0 they lie in the image plane, as in the stand-in tree [degrees]
-        cut_forearm: share of the images whose forearm ends 0 to 80 mm behind the wrist; ours, for captures that show
-            less of it than the synthesiser (the stand-in tree shows none) [0 to 1]
     """
 
     images: int = 48
@@ -103,8 +103,6 @@ class SynthOptions:
     center: Literal["mean", "palm"] = "mean"
     jitter: float = 1.0
     extra_mode: bool = False
-    turn_deg: tuple[float, float] = (-180.0, 0.0)
-    cut_forearm: float = 0.0
 
 
 @dataclass
@@ -153,6 +151,8 @@ class LossOptions:
         consistency_reduction: of its numbers: sum (the author's logged run) or mean (the release, 900 times weaker)
         uv_hm_mean: energy of the heat maps of captured images
         prior: pose VAE
+        prior_kl: share of the VAE's KL in it; 0 holds spheres to what the VAE can rebuild and does not pull them
+            to the mean pose
         temporal: difference to the frame before, squared mm
         collision: spheres of different parts closer than 6 mm
         bone_length: lengths outside 80 to 105 percent, squared mm
@@ -171,6 +171,7 @@ class LossOptions:
     consistency_reduction: Literal["sum", "mean"] = "sum"
     uv_hm_mean: float = 1e-2
     prior: float = 1e-2
+    prior_kl: float = 1.0
     temporal: float = 1.0
     collision: float = 1.0
     bone_length: float = 1.0
@@ -244,6 +245,7 @@ class EvalConfig:
         batch_size: frames per network call [frames]
         limit: this many frames, evenly spread; 0 means all [frames]
         baseline: compare with the mean pose of the training split
+        compare: metrics.json of another checkpoint's evaluation, for example of the synthetic stage: a summary of both
     """
 
     checkpoint: list[str] = field(default_factory=list)
@@ -257,6 +259,7 @@ class EvalConfig:
     batch_size: int = 32
     limit: int = 0
     baseline: bool = True
+    compare: str = ""
 
 
 @dataclass

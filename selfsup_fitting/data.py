@@ -25,10 +25,7 @@ from shared.errors import DataError
 from shared.training import EpochBatches, SampleKey
 
 VALIDATION_SEED = 7_919  # added to the run's seed: validation images are none of training's
-SAMPLED_TURN_DEG = (-180.0, 0.0)  # what the sampler draws
 DROPPED = 0.05  # share of the pixels that depth_resample loses
-LONGEST_FOREARM_MM = 80.0  # of images whose forearm is cut
-_FOREARM = 3  # stream of random numbers, beside the synthesiser's 1 and 2
 
 
 @dataclass(frozen=True)
@@ -175,16 +172,11 @@ class Collate:
         o = self.options
         counters = samples[0].seed, samples[0].epoch, [s.index for s in samples]
         draws = draw(*counters, extra_mode=o.extra_mode)
-        if tuple(o.turn_deg) != SAMPLED_TURN_DEG:
-            low, high = np.deg2rad(o.turn_deg).tolist()
-            pose = draws.pose.clone()
-            pose[:, 1] = high + (high - low) * pose[:, 1] / 3.14  # the sampler draws -3.14 to 0
-            draws = draws._replace(pose=pose)
         if o.jitter != 1.0:
             pose = draws.pose.clone()
             pose[:, 3:6] *= o.jitter
             draws = draws._replace(pose=pose)
-        batch = synthesize(
+        return synthesize(
             draws,
             self.hand,
             interpolation=o.interpolation,
@@ -192,31 +184,6 @@ class Collate:
             noise=pixel_draws(*counters),
             noise_rounding=o.noise_rounding,
         )
-        if not o.cut_forearm:
-            return batch
-        lengths = [np.random.default_rng((s.seed, s.epoch, s.index, _FOREARM)).random(2) for s in samples]
-        chance, length = torch.from_numpy(np.stack(lengths).T).float()
-        beyond = torch.where(chance < o.cut_forearm, length * LONGEST_FOREARM_MM, torch.inf)
-        return batch._replace(depth=without_forearm(batch.depth, batch.spheres_mm, beyond))
-
-
-def without_forearm(depth: Tensor, spheres_mm: Tensor, beyond_mm: Tensor) -> Tensor:
-    """Synthetic crops whose forearm ends ``beyond_mm`` behind the wrist, seen from the palm.
-
-    A network that has always seen a forearm takes outstretched fingers for one where there is none.
-
-    Args:
-        depth: (B, 64, 64) normalised.
-        spheres_mm: (B, 41, 3) as they are in the picture.
-        beyond_mm: (B,); infinity cuts nothing.
-    """
-    wrist, palm = spheres_mm[:, [0, 1, 5]].mean(1), spheres_mm[:, 2]
-    along = torch.nn.functional.normalize(wrist - palm, dim=-1)
-    cells = (torch.arange(64, dtype=depth.dtype) - 32) * (300 / 64)
-    x, y = cells.expand_as(depth), cells[:, None].expand_as(depth)
-    points = torch.stack([x, y, depth / DEPTH_SCALE], -1) - wrist[:, None, None]
-    behind = (points * along[:, None, None]).sum(-1) > beyond_mm[:, None, None]
-    return torch.where(behind, torch.ones_like(depth), depth)
 
 
 def open_shards(root: str, split: str, *, views: int = 1) -> Shards:

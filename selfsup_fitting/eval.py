@@ -2,8 +2,8 @@
 
 Predicts every view of every prepared frame, writes the first view's joints in the community's text format (u v d of 14
 joints a line), reads that file back and scores it. Errors of the other views, each joint, with and without the denoiser
-are in ``metrics.json`` and the report, which has pictures of the spheres over the captured depth. Crops are cut around
-the annotated palm joint, also here, as in the paper: every number says so.
+are in ``metrics.json`` and the report, which has pictures of the spheres over the captured depth. Crops are those of
+``prepare``: around the annotated palm joint, as in the paper, unless it was told otherwise; every number says so.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-PROTOCOL = "14 joints of NYU, crops around the annotated palm joint, mean over frames"
+CENTERS = {"palm": "the annotated palm joint", "nearest": "centres found in the pictures"}
 THRESHOLDS_MM = tuple(0.5 + 5 * i for i in range(17))  # of the original's stand-alone script: 0.5 to 80.5
 
 
 def scores(errors: Array) -> dict[str, Any]:
     """The protocol's numbers of (N, 14) distances in mm; frames count alike (the original averaged its batches).
+
+    ``mean_95_interval_mm`` is the half width for independent frames; those of a recording resemble their neighbours, so
+    that it is a lower bound.
 
     ``worst_joint_below`` is the share of frames whose largest error is strictly below 0.5, 5.5, ... 80.5 mm, as in the
     original's script; ``mean_12_mm`` leaves out the two sides of the wrist, as that script does.
@@ -53,6 +56,12 @@ def scores(errors: Array) -> dict[str, Any]:
         "worst_joint_below": {f"{t:g}": float((worst < t).mean()) for t in THRESHOLDS_MM},
         "worst_of_12_below": {f"{t:g}": float((worst_12 < t).mean()) for t in THRESHOLDS_MM},
     }
+
+
+def protocol(prepared: dict[str, Any]) -> str:
+    """What the numbers are, in words, of frames prepared with these options."""
+    centers = str(prepared.get("centers", "palm"))
+    return f"14 joints of NYU, crops around {CENTERS.get(centers, f'the centres of {centers}')}, mean over frames"
 
 
 def joint_errors(spheres_mm: Array, joints_mm: Array) -> Array:
@@ -95,12 +104,18 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
             f"expected one checkpoint, got {len(options.checkpoint)}",
             remedy="name one: runs/selfsup/<run>/checkpoints/last.pt",
         )
+    if options.batch_size < 1 or options.limit < 0:
+        raise DataError(
+            f"--batch_size must be at least 1, --limit 0 or more, got {options.batch_size}, {options.limit}"
+        )
     import numpy as np
     import torch
 
     from selfsup_fitting.convert import load_estimator
     from selfsup_fitting.data import open_shards
     from selfsup_fitting.hand import load_hand
+    from selfsup_fitting.multiview import fuse_views
+    from selfsup_fitting.predict import pick_device
     from selfsup_fitting.priors import load_prior
     from selfsup_fitting.shards import spread
     from selfsup_fitting.spheres import EVAL_NYU
@@ -108,13 +123,14 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     from shared.safe_io import atomic_write_text
 
     checkpoint = load_estimator(options.checkpoint[0])
+    other = read_metrics(options.compare) if options.compare else None
     shards = open_shards(options.data, options.split)
     denoiser = load_prior(options.denoiser, "denoiser") if options.denoiser else None
     hand = load_hand(options.hand)
     chosen = spread(len(shards), options.limit)
     print(f"{shards.manifest.summary()}, of which {len(chosen)} are evaluated", flush=True)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    spheres = predict_spheres(checkpoint.build().to(device), shards, chosen, options)
+    device = pick_device(options.device)
+    spheres, variance = predict_spheres(checkpoint.build().to(device), shards, options)
     cleaned = spheres
     if denoiser is not None:
         with torch.inference_mode():
@@ -134,7 +150,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
         "split": options.split,
         "frames": len(chosen),
         "complete": complete,
-        "protocol": PROTOCOL,
+        "protocol": protocol(shards.manifest.options),
         "view": shards.manifest.views[0],
         "denoiser": options.denoiser or None,
         **scores(errors),
@@ -149,6 +165,10 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
             entry["mean_denoised_mm"] = float(joint_errors(cleaned[:, view], gt[:, view]).mean())
         metrics["views"][str(camera)] = entry
     metrics["mean_all_views_mm"] = float(joint_errors(spheres, gt).mean())
+    if len(shards.manifest.views) > 1:
+        poses = shards.field("T_canon_view", chosen).astype(np.float64)
+        fused = fuse_views(*(torch.from_numpy(array) for array in (spheres, poses, variance))).numpy()
+        metrics["mean_fused_views_mm"] = float(joint_errors(fused[:, 0], gt[:, 0]).mean())
     baseline = None
     if options.baseline:
         train = open_shards(options.data, "train")
@@ -160,6 +180,8 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
             "mean_all_views_mm": float(base_errors.mean()),
         }
         metrics["ratio_to_baseline"] = metrics["mean_all_views_mm"] / metrics["baseline_mean_pose"]["mean_all_views_mm"]
+    if other is not None:
+        metrics["compared_with"] = compared(metrics, other, options.compare)
     atomic_write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     atomic_write_text(out / "eval_config.yaml", config_yaml)
     _save_arrays(out / "predictions.npz", spheres, cleaned, centers, shards.field("number", chosen))
@@ -170,14 +192,66 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     print(f"report:      {out / 'report.html'}")
     for path in pictures:
         print(f"picture:     {path}")
+    if other is not None:
+        print_summary(metrics, other)
     return metrics
+
+
+def read_metrics(path: str) -> dict[str, Any]:
+    """``metrics.json`` of an earlier evaluation.
+
+    Raises:
+        MissingFileError, DataError: there is none, or it is another kind of file.
+    """
+    from shared.errors import MissingFileError
+
+    file = Path(path)
+    if not file.is_file():
+        raise MissingFileError("no such evaluation", path=file, remedy="evaluate the other checkpoint first")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        sound = 0 < float(found["mean_all_views_mm"]) < float("inf")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"expected the metrics.json of an evaluation ({error!r})", path=file) from None
+    if not sound:
+        raise DataError(f"has a mean error of {found['mean_all_views_mm']}", path=file, remedy="evaluate it again")
+    return dict(found)
+
+
+def compared(metrics: dict[str, Any], other: dict[str, Any], path: str) -> dict[str, Any]:
+    """How much lower the error is than another checkpoint's; refuses numbers of other frames.
+
+    Raises:
+        DataError: another split or another number of frames.
+    """
+    for key in ("split", "frames"):
+        if other.get(key) != metrics[key]:
+            raise DataError(f"{key} {other.get(key)} there, {metrics[key]} here", path=path, remedy="evaluate it again")
+    before, now = other["mean_all_views_mm"], metrics["mean_all_views_mm"]
+    return {"file": path, "mode": other.get("mode"), "mean_all_views_mm": before, "lower_by": 1 - now / before}
+
+
+def print_summary(metrics: dict[str, Any], other: dict[str, Any]) -> None:
+    """Mean pose, the other checkpoint and this one, one line each."""
+    base = metrics.get("baseline_mean_pose", {}).get("mean_all_views_mm")
+    print(
+        f"\nsummary: mean error of 14 joints over all views, {metrics['frames']} {metrics['split']} frames, no denoiser"
+    )
+    if base is not None:
+        print(f"  {'mean pose of the training split':32} {base:7.2f} mm")
+    for entry in (other, metrics):
+        mean = entry["mean_all_views_mm"]
+        share = "" if base is None else f"  ({mean / base:.2f} of the mean pose)"
+        print(f"  {entry.get('mode') or 'unknown':32} {mean:7.2f} mm{share}")
+    lower = 100 * metrics["compared_with"]["lower_by"]
+    print(f"  {abs(lower):.1f} % {'lower' if lower >= 0 else 'higher'} than {other.get('mode') or 'the other'}")
 
 
 # ------------------------------------------------------------------------------------------------ predictions
 
 
-def predict_spheres(network: nn.Module, shards: Shards, chosen: NDArray[np.intp], options: EvalConfig) -> Array:
-    """(N, V, 41, 3) spheres of the last stack, each view in its crop's frame, mm.
+def predict_spheres(network: nn.Module, shards: Shards, options: EvalConfig) -> tuple[Array, Array]:
+    """(N, V, 41, 3) spheres of the last stack, each view in its crop's frame, mm; (N, V, 41) heat maps' variances.
 
     Raises:
         DataError: a frame or a prediction that is not finite, named.
@@ -187,11 +261,12 @@ def predict_spheres(network: nn.Module, shards: Shards, chosen: NDArray[np.intp]
     from tqdm import tqdm
 
     from selfsup_fitting.data import CapturedSet, normalised
+    from selfsup_fitting.model import heatmap_variance
 
     frames = CapturedSet(shards, options.limit)
     device = next(network.parameters()).device
     half = options.precision == "bfloat16"
-    parts = []
+    parts, variances = [], []
     with torch.inference_mode(), tqdm(total=len(frames), unit="frame", desc="predict", mininterval=1.0) as bar:
         for start in range(0, len(frames), options.batch_size):
             batch = [frames[i] for i in range(start, min(start + options.batch_size, len(frames)))]
@@ -203,8 +278,11 @@ def predict_spheres(network: nn.Module, shards: Shards, chosen: NDArray[np.intp]
             if len(bad):
                 raise DataError(f"the network's prediction for {batch[bad[0]].name} is not finite")
             parts.append(spheres)
+            variances.append(
+                heatmap_variance(pred.heatmaps.float()).unflatten(0, depth.shape[:2]).cpu().double().numpy()
+            )
             bar.update(len(batch))
-    return np.concatenate(parts)
+    return np.concatenate(parts), np.concatenate(variances)
 
 
 def to_uvd(spheres_mm: Array, center_mm: NDArray[np.float32]) -> Array:
@@ -312,7 +390,7 @@ def write_page(
         ],
         notes=[
             shards.manifest.summary(),
-            PROTOCOL + (" (palm spheres from the denoiser)" if metrics["denoiser"] else " (no denoiser)"),
+            metrics["protocol"] + (" (palm spheres from the denoiser)" if metrics["denoiser"] else " (no denoiser)"),
         ],
     )
     figures = "".join(
@@ -335,6 +413,8 @@ def print_table(metrics: dict[str, Any]) -> None:
     for name, entry in metrics["views"].items():
         print(f"  camera {name}, without denoiser       {entry['mean_mm']:8.2f} mm")
     print(f"  all views, without denoiser      {metrics['mean_all_views_mm']:8.2f} mm")
+    if "mean_fused_views_mm" in metrics:
+        print(f"  views fused, without denoiser    {metrics['mean_fused_views_mm']:8.2f} mm")
     if "baseline_mean_pose" in metrics:
         print(f"  mean pose of the training split  {metrics['baseline_mean_pose']['mean_all_views_mm']:8.2f} mm")
         print(f"  ours / mean pose                 {metrics['ratio_to_baseline']:8.3f}")

@@ -118,7 +118,7 @@ def collision(spheres_mm: Tensor, *, views: Views = "all", reduction: Reduction 
     pairs = torch.tensor(_COLLIDING, device=spheres_mm.device)
     squares = (chosen[..., pairs[:, 0], :] - chosen[..., pairs[:, 1], :]).square().sum(-1)
     total = (COLLISION_MM**2 - squares).relu().sum() / chosen.shape[1]
-    return total * (REFERENCE_FRAMES / len(spheres_mm)) if reduction == "frame" else total
+    return total * (REFERENCE_FRAMES / max(1, len(spheres_mm))) if reduction == "frame" else total
 
 
 def bone_length(spheres_mm: Tensor, lengths_mm: Tensor, *, views: Views = "all") -> Tensor:
@@ -137,7 +137,14 @@ def bone_length(spheres_mm: Tensor, lengths_mm: Tensor, *, views: Views = "all")
 
 
 def vae_objective(
-    recon: Tensor, target: Tensor, mu: Tensor, logvar: Tensor, *, reduction: Reduction = "reference", views: int = 1
+    recon: Tensor,
+    target: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    reduction: Reduction = "reference",
+    views: int = 1,
+    kl_share: float = 1.0,
 ) -> Tensor:
     """``pose_prior``: mean squared error plus the KL summed over batch and latent.
 
@@ -146,11 +153,12 @@ def vae_objective(
         mu, logvar: (N, 32).
         reduction: ``frame`` gives the KL the size that it has with 25 frames.
         views: N is frames times views.
+        kl_share: factor on the KL, 1 in the original.
     """
     kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum()
     if reduction == "frame":
-        kl = kl * (REFERENCE_FRAMES * views / len(mu))
-    return (recon - target).square().mean() + kl
+        kl = kl * (REFERENCE_FRAMES * views / max(1, len(mu)))
+    return (recon - target).square().mean() + kl_share * kl
 
 
 class TemporalSmoothness:

@@ -21,6 +21,7 @@ CELLS = 16  # side of the heat maps
 CUBE_MM = 300.0  # side of the cube that image and heat maps cover
 DEPTH_SCALE = 0.01  # normalised depth per mm
 SHARPNESS = 20.0  # of the softmax that finds x and y
+VARIANCE_SHARPNESS = 25.0  # the original's, where it measures how wide a heat map is
 
 
 class Pred(NamedTuple):
@@ -168,17 +169,43 @@ class Estimator(nn.Module):
         return preds
 
 
+def peak_share(heatmaps: Tensor, sharpness: float = SHARPNESS) -> Tensor:
+    """softmax(sharpness H) over the cells of heat maps (..., 16, 16): nearly all at the highest cells."""
+    return (sharpness * heatmaps.flatten(-2)).softmax(-1).view_as(heatmaps)
+
+
+def positive_share(heatmaps: Tensor) -> Tensor:
+    """The positive part of heat maps (..., 16, 16) divided by its sum; all 0 where no cell is positive."""
+    positive = heatmaps.relu()
+    return positive / (positive.sum((-2, -1), keepdim=True) + 1e-5)
+
+
+def mean_cell(share: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean column and row (...) under shares (..., 16, 16)."""
+    cells = torch.arange(share.shape[-1], dtype=share.dtype, device=share.device)
+    return (share.sum(-2) * cells).sum(-1), (share.sum(-1) * cells).sum(-1)
+
+
 def recover_spheres(heatmaps: Tensor, depths: Tensor) -> Tensor:
     """(..., J, 3) centres in mm from heat maps and depth maps (..., J, 16, 16).
 
     x and y are the mean under softmax(20 H); z is the mean of the depth map under the positive part of H, not under
     the softmax, so that z also teaches the heat map. Where no cell is positive z is 0.
     """
-    flat = heatmaps.flatten(-2)
-    share = (SHARPNESS * flat).softmax(-1).unflatten(-1, (CELLS, CELLS))
-    cells = torch.arange(CELLS, dtype=flat.dtype, device=flat.device)
-    u, v = (share.sum(-2) * cells).sum(-1), (share.sum(-1) * cells).sum(-1)
-    positive = flat.relu()
-    z = (depths.flatten(-2) * positive).sum(-1) / (positive.sum(-1) + 1e-5) / DEPTH_SCALE
+    u, v = mean_cell(peak_share(heatmaps))
+    z = (depths * positive_share(heatmaps)).sum((-2, -1)) / DEPTH_SCALE
     step = CUBE_MM / CELLS
     return torch.stack([(u - CELLS / 2) * step, (v - CELLS / 2) * step, z], -1)
+
+
+def heatmap_variance(heatmaps: Tensor) -> Tensor:
+    """(..., J) how little a heat map (..., J, 16, 16) says where its sphere is; in squares of the map's side.
+
+    The positive part's mean squared distance from the mean cell under softmax(25 H): about 2 / 256 for a clean peak.
+    The original chooses by it the view that it believes (:func:`selfsup_fitting.multiview.fuse_views`).
+    """
+    u, v = mean_cell(peak_share(heatmaps, VARIANCE_SHARPNESS))
+    cells = torch.arange(CELLS, dtype=heatmaps.dtype, device=heatmaps.device)
+    across, down = (cells - u[..., None]).square(), (cells - v[..., None]).square()
+    share = positive_share(heatmaps)
+    return ((share.sum(-2) * across).sum(-1) + (share.sum(-1) * down).sum(-1)) / CELLS**2

@@ -39,6 +39,19 @@ def transform(T: Tensor, points: Tensor) -> Tensor:
     return points @ T[..., :3, :3].mT + T[..., None, :3, 3]
 
 
+def fuse_views(spheres_mm: Tensor, T_canon_view: Tensor, variance: Tensor) -> Tensor:
+    """(B, V, J, 3) the same hand in every view: each sphere as the view of the least variance sees it.
+
+    Args:
+        spheres_mm: (B, V, J, 3), each in its own view.
+        T_canon_view: (B, V, 4, 4).
+        variance: (B, V, J), for example :func:`selfsup_fitting.model.heatmap_variance`.
+    """
+    points = transform(T_canon_view, spheres_mm)
+    best = variance.argmin(1, keepdim=True)[..., None].expand(-1, -1, -1, 3)
+    return transform(rigid_inverse(T_canon_view), points.gather(1, best).expand_as(points))
+
+
 def crop_poses(T_cam1_cam: ArrayLike, center_mm: ArrayLike) -> Array:
     """(n, V, 4, 4) ``T_canon_view`` of crops around ``center_mm`` (n, V, 3), from poses of the cameras (..., V, 4, 4).
 

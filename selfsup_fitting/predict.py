@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+MOST_MM = 65535.0  # of a 16-bit picture
 HAND_MM = 150.0  # how far behind its nearest point a hand may reach, where no centre is given
 
 
@@ -40,13 +41,26 @@ def numbers(text: str, count: int, flag: str) -> list[float]:
     return values
 
 
+def pick_device(name: str) -> str:
+    """cpu or cuda; auto takes cuda where there is one.
+
+    Raises:
+        DataError: cuda where there is none.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda, but torch sees no CUDA device", remedy="use --device cpu")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def camera_of(text: str) -> Array:
     """(3, 3) of ``fx,fy,cx,cy``."""
     from shared import camera
 
     fx, fy, cx, cy = numbers(text, 4, "--intrinsics")
-    if fx <= 0 or fy <= 0:
-        raise DataError(f"--intrinsics: focal lengths must be positive, got {text!r}")
+    if not (1 <= fx <= 1e6 and 1 <= fy <= 1e6):
+        raise DataError(f"--intrinsics: focal lengths must be 1 to 1,000,000 pixels, got {text!r}")
     return camera.intrinsics(fx, fy, cx, cy)
 
 
@@ -86,6 +100,8 @@ def read_picture(path: str | Path) -> NDArray[np.float32]:
             depth = (rgb[..., 1].astype(np.uint16) << 8 | rgb[..., 2]).astype(np.float32)
     if not np.isfinite(depth).all():
         raise DataError("holds depth that is not finite (NaN)", path=path, remedy="write 0 where nothing was measured")
+    if np.abs(depth).max(initial=0) > MOST_MM:
+        raise DataError(f"holds depth of {np.abs(depth).max():.3g} mm, more than {MOST_MM:g}", path=path)
     return np.asarray(depth)
 
 
@@ -120,6 +136,12 @@ def load_crop(path: str | Path, center: str, intrinsics: str) -> tuple[NDArray[n
     picture, K = read_picture(path), camera_of(intrinsics)
     if picture.shape == (64, 64) and Path(path).suffix == ".npy":
         middle = np.array(numbers(center, 3, "--center") if center else [0.0, 0.0, 0.0])
+        if (picture >= 100).all():
+            raise DataError(
+                "nothing in this crop is nearer than the background (100)",
+                path=path,
+                remedy="a 64 x 64 .npy holds mm relative to the crop's centre",
+            )
         return np.minimum(picture, np.float32(100)), middle
     middle = np.array(numbers(center, 3, "--center")) if center else find_center(picture, K, path)
     if middle[2] <= HAND_MM:
@@ -199,7 +221,7 @@ def predict(options: PredictConfig) -> list[Path]:
     from selfsup_fitting.priors import load_prior
 
     K, out, files = camera_of(options.intrinsics), Path(options.out), []
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    device = pick_device(options.device)
     network = load_estimator(options.checkpoint).build().to(device)
     denoiser = load_prior(options.denoiser, "denoiser") if options.denoiser else None
     radii = load_hand(options.hand).sphere_radius_mm

@@ -1,8 +1,8 @@
 """NYU frames to 64 x 64 crops of all views: ``python -m selfsup_fitting.prepare --data NYU --out DIR``.
 
-Crops are cut around the annotated palm joint with an orthographic camera, as in the original's converter. In several
-processes; a run that was interrupted continues with the shards that are missing. ``--original`` reads the npy-64 files
-of the original's converter instead.
+Crops are cut around the annotated palm joint with an orthographic camera, as in the original's converter, or around
+other centres (``--centers``). In several processes; a run that was interrupted continues with the shards that are
+missing. ``--original`` reads the npy-64 files of the original's converter instead.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PALM = 32  # PALM_3, the annotation that crops are centred on
 REFERENCE_INTRINSICS = (588.235, 587.084, 320.0, 240.0)
 OUTSIDE = "frames whose centre is outside the image"
 MISSING = "frames with a missing picture"
+EMPTY = "frames of which a picture is empty"
 
 
 def crop(
@@ -97,6 +98,7 @@ class _Job:
     views: tuple[int, ...]
     K: Any
     joints_mm: Any  # (frames, V, 36, 3) in each camera
+    centers_mm: Any  # (frames, V, 3) in each camera, None to find them in the pictures
     T_cam1_cam: Any  # (frames, V, 4, 4)
     zbuffer: bool
     clamp_far: bool
@@ -108,6 +110,7 @@ def _write(job: _Job) -> tuple[int, int, dict[str, list[str]]]:
     import numpy as np
 
     from selfsup_fitting.multiview import crop_poses
+    from selfsup_fitting.predict import find_center
     from selfsup_fitting.shards import record_type, shard_path, write_shard
     from shared.datasets.nyu import SIZE, read_depth
     from shared.safe_io import atomic_write_text
@@ -116,11 +119,9 @@ def _write(job: _Job) -> tuple[int, int, dict[str, list[str]]]:
     records = np.zeros(len(job.numbers), record_type(len(job.views)))
     kept = 0
     for i, number in enumerate(job.numbers):
-        centers = job.joints_mm[i, :, PALM]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            uv = centers[:, :2] / centers[:, 2:] * [job.K[0, 0], job.K[1, 1]] + [job.K[0, 2], job.K[1, 2]]
+        centers = None if job.centers_mm is None else job.centers_mm[i]
         name = f"{job.source.name}/{number:07d}"
-        if not ((uv >= 0) & (uv < SIZE)).all() or (centers[:, 2] <= 150).any():
+        if centers is not None and not _inside(centers, job.K, SIZE):
             skipped.setdefault(OUTSIDE, []).append(name)
             continue
         try:
@@ -130,6 +131,14 @@ def _write(job: _Job) -> tuple[int, int, dict[str, list[str]]]:
                 raise
             skipped.setdefault(MISSING, []).append(name)
             continue
+        if centers is None:
+            if not all(picture.any() for picture in pictures):
+                skipped.setdefault(EMPTY, []).append(name)
+                continue
+            centers = np.stack([find_center(picture, job.K, name) for picture in pictures])
+            if (centers[:, 2] <= 150).any():
+                skipped.setdefault(OUTSIDE, []).append(name)
+                continue
         record = records[kept]
         record["number"] = number
         for view, picture in enumerate(pictures):
@@ -145,6 +154,52 @@ def _write(job: _Job) -> tuple[int, int, dict[str, list[str]]]:
     return job.index, kept, skipped
 
 
+def _inside(centers_mm: NDArray[np.float64], K: NDArray[np.float64], size: tuple[int, int]) -> bool:
+    """Whether all centres (V, 3) are in their pictures and far enough away for a crop."""
+    import numpy as np
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        uv = centers_mm[:, :2] / centers_mm[:, 2:] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
+    return bool(((uv >= 0) & (uv < size)).all() and (centers_mm[:, 2] > 150).all())
+
+
+def given_centers(
+    centers: str, split: str, views: tuple[int, ...], joints_mm: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """(frames, V, 3) what crops are cut around, mm in each camera; None for ``nearest``: to be found in the pictures.
+
+    Args:
+        centers: ``palm`` (the annotated joint), ``nearest``, or a folder with a file ``<split>_<camera>.txt`` for each
+            camera, x y z of a frame a line.
+        split, views: which files.
+        joints_mm: (V, frames, 36, 3) labels; a file must have as many lines as there are frames.
+
+    Raises:
+        MissingFileError, DataError: no such file, other lines.
+    """
+    import numpy as np
+
+    from shared.predictions import read_predictions
+
+    if centers == "nearest":
+        return None
+    if centers == "palm":
+        return np.ascontiguousarray(joints_mm[:, :, PALM].swapaxes(0, 1))
+    found = []
+    for view in views:
+        path = Path(centers) / f"{split}_{view}.txt"
+        if not path.is_file():
+            raise MissingFileError(
+                "expected the centres of a camera, found no such file",
+                path=path,
+                remedy="--centers: palm, nearest, or a folder of <split>_<camera>.txt, x y z (mm) of a frame a line",
+            )
+        found.append(read_predictions(path, 1)[:, 0])
+        if len(found[-1]) != joints_mm.shape[1]:
+            raise DataError(f"expected {joints_mm.shape[1]} lines, one a frame, found {len(found[-1])}", path=path)
+    return np.stack(found, 1)
+
+
 def _report_path(folder: Path, index: int) -> Path:
     return folder / f"shard_{index:04d}.json"
 
@@ -156,10 +211,24 @@ def _done(folder: Path, index: int) -> tuple[int, int, dict[str, list[str]]] | N
     path = _report_path(folder, index)
     if not path.is_file():
         return None
-    report = json.loads(path.read_text())
-    if report["kept"] and not shard_path(folder, index).is_file():
+    report = _read_json(path)
+    kept, skipped = report.get("kept"), report.get("skipped")
+    if not isinstance(kept, int) or kept < 0 or not isinstance(skipped, dict):
+        raise DataError("damaged note of an earlier run", path=path, remedy="delete it and prepare again")
+    if kept and not shard_path(folder, index).is_file():
         return None
-    return index, report["kept"], report["skipped"]
+    return index, kept, skipped
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A note of an earlier run; raises DataError for a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise DataError("damaged note of an earlier run", path=path, remedy="delete it and prepare again")
+    return content
 
 
 def _results(jobs: list[_Job], processes: int) -> Iterator[tuple[int, int, dict[str, list[str]]]]:
@@ -205,6 +274,9 @@ def prepare_split(options: PrepareConfig, split: str) -> None:
         name: getattr(options, name)
         for name in ("zbuffer", "clamp_far", "intrinsics", "calibration", "shard_size", "missing")
     }
+    if options.centers != "palm":
+        plan["centers"] = options.centers
+    centers = given_centers(options.centers, split, views, xyz)
     _check_plan(target, {**plan, "views": list(views), "frames": count, "source": str(source.resolve())})
 
     size = options.shard_size
@@ -224,6 +296,7 @@ def prepare_split(options: PrepareConfig, split: str) -> None:
                 views=views,
                 K=camera_matrix(options.intrinsics),
                 joints_mm=np.ascontiguousarray(xyz[:, part].swapaxes(0, 1)),
+                centers_mm=None if centers is None else centers[part],
                 T_cam1_cam=T[part],
                 zbuffer=options.zbuffer,
                 clamp_far=options.clamp_far,
@@ -279,7 +352,7 @@ def _check_plan(target: Path, plan: dict[str, Any]) -> None:
 
     path = target / "plan.json"
     if path.is_file():
-        old = json.loads(path.read_text())
+        old = _read_json(path)
         if old != plan:
             other = ", ".join(f"{name} {old.get(name)!r}" for name in plan if old.get(name) != plan[name])
             raise DataError(f"holds shards made with {other}", path=target, remedy="choose another --out, or delete it")
@@ -319,17 +392,24 @@ def convert_original(options: PrepareConfig, split: str) -> None:
         raise MissingFileError(
             f"no folder {split} or npy-64/{split} here", path=root, remedy="give the folder npy-64 with train and test"
         )
-    shapes = sorted(source.glob("mv_data_*_shape.pkl"), key=lambda p: int(p.name.split("_")[2]))
+    found = {path.name.split("_")[2]: path for path in source.glob("mv_data_*_shape.pkl")}
+    if odd := [path.name for number, path in found.items() if not (number.isascii() and number.isdigit())]:
+        raise DataError(f"expected mv_data_<number>_shape.pkl, found {odd[0]}", path=source, remedy="move it away")
+    shapes = [found[number] for number in sorted(found, key=int)]
     if not shapes:
         raise MissingFileError("no mv_data_*_shape.pkl here", path=source, remedy="give the original's npy-64 folder")
     target = Path(options.out) / split
     target.mkdir(parents=True, exist_ok=True)
-    _check_plan(target, {"original": str(source.resolve()), "keep_translation": options.keep_translation})
+    how = {"source": "original", "clamp_far": options.clamp_far, "keep_translation": options.keep_translation}
+    _check_plan(target, {**how, "original": str(source.resolve())})
     frames: list[int] = []
     turned = views = 0
     for path in shapes:
         stem = path.name.removesuffix("_shape.pkl")
-        n, views = _original_shape(path)
+        n, here = _original_shape(path)
+        if frames and here != views:
+            raise DataError(f"has {here} views, the files before it {views}", path=path, remedy="convert it again")
+        views = here
         bat = source / f"{stem}_dms.bat"
         expected = n * views * IMAGE * IMAGE * 4
         if not bat.is_file() or bat.stat().st_size != expected:
@@ -338,21 +418,26 @@ def convert_original(options: PrepareConfig, split: str) -> None:
         records = np.zeros(n, record_type(views))
         records["number"] = np.arange(n) + sum(frames) + 1
         depth = np.fromfile(bat, "<f4").reshape(n, views, IMAGE, IMAGE)
+        if not np.isfinite(depth).all():
+            raise DataError("holds depth that is not finite (NaN)", path=bat, remedy="convert it again")
         records["depth_mm"] = np.minimum(depth, BACKGROUND_MM) if options.clamp_far else depth
         for field, name, shape in (
             ("joints_mm", "joint_poses", (n, views, ANNOTATIONS, 3)),
             ("T_canon_view", "camera_poses", (n, views, 4, 4)),
         ):
-            array = load_npy(source / f"{stem}_{name}.npy")
-            if array.shape != shape:
-                raise DataError(f"expected shape {shape}, found {array.shape}", path=source / f"{stem}_{name}.npy")
+            file = source / f"{stem}_{name}.npy"
+            array = load_npy(file)
+            if array.shape != shape or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+                raise DataError(f"expected finite numbers {shape}, found {array.dtype} {array.shape}", path=file)
             if field == "T_canon_view":
-                array, was_row = column_layout(array, keep_translation=options.keep_translation)
+                try:
+                    array, was_row = column_layout(array, keep_translation=options.keep_translation)
+                except DataError as error:
+                    raise DataError(str(error), path=file) from None
                 turned += was_row
             records[field] = array
         write_shard(shard_path(target, len(frames)), records)
         frames.append(n)
-    how = {"source": "original", "clamp_far": options.clamp_far, "keep_translation": options.keep_translation}
     manifest = Manifest(split, tuple(range(1, views + 1)), tuple(frames), how)
     write_manifest(target, manifest)
     print(f"{manifest.summary()}; camera poses of {turned} files had their translation in the last row")
@@ -367,8 +452,8 @@ def _original_shape(path: Path) -> tuple[int, int]:
     first = values[0] if isinstance(values, (list, tuple)) and values else None
     if not isinstance(first, (list, tuple)) or len(first) != 4 or list(first[2:]) != [64, 64]:
         raise DataError(f"expected the shape (n, views, 64, 64) first, found {content!r:.100}", path=path)
-    n, views = int(first[0]), int(first[1])
-    if not (0 < n <= 100_000 and 0 < views <= 16):
+    n, views = first[:2]
+    if not all(isinstance(value, int) for value in (n, views)) or not (0 < n <= 100_000 and 0 < views <= 16):
         raise DataError(f"expected a number of frames and views, found {first!r}", path=path)
     return n, views
 
@@ -390,6 +475,8 @@ def prepare(options: PrepareConfig) -> None:
     """
     if bool(options.data) == bool(options.original):
         raise DataError("expected one of --data (NYU itself) and --original (npy-64 files)")
+    if options.original and options.centers != "palm":
+        raise DataError("--centers needs the pictures: --original holds crops around the palm", remedy="give --data")
     if not options.out:
         raise DataError("--out is missing", remedy="name a folder for the shards")
     if not set(options.splits) <= {"train", "test"} or not options.splits:

@@ -25,8 +25,8 @@ class PriorConfig:
         batch_size: poses a step; the KL is summed over them, so it weighs with the batch [poses]
         lr: learning rate of Adam
         schedule: cosine to zero, or constant
-        center: mean (hands lie as the sampler puts them, as in the original) or palm (sphere 2 lies at the crop's centre,
-            as in captured crops, which the prior term looks at)
+        center: mean (hands lie as the sampler puts them, as in the original) or palm (sphere 2 lies at the crop's
+            centre, as in captured crops, which the prior term looks at)
         scale_range: half width of the random axis scale around 0.9
         input_noise: denoiser only: standard deviation of what is added to its input [mm]
         latent_noise: VAE only: times the noise that the prior term adds to the latent; 0 decodes mu

@@ -10,6 +10,7 @@ import bisect
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ IMAGE = 64
 CUBE_MM = 300.0
 BACKGROUND_MM = 100.0
 ANNOTATIONS = 36
+MOST_FRAMES = 100_000_000  # of a split; a damaged manifest may claim any number
 _AGAIN = "prepare them again: python -m selfsup_fitting.prepare --data <NYU> --out <folder>"
 
 
@@ -107,12 +109,15 @@ def read_manifest(folder: Path) -> Manifest:
             skipped={str(k): list(v) for k, v in content["skipped"].items()},
             rig_rms_mm=content["rig_rms_mm"],
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"damaged manifest ({type(error).__name__}: {error})", path=path, remedy=_AGAIN) from None
-    if not manifest.views or min(manifest.frames, default=0) < 0 or not manifest.total:
-        raise DataError("damaged manifest: no views, or no frames", path=path, remedy=_AGAIN)
+    sound = manifest.views and min(manifest.frames, default=0) >= 0 and 0 < manifest.total < MOST_FRAMES
+    if not sound:
+        raise DataError(
+            f"damaged manifest: {len(manifest.views)} views, {manifest.total} frames", path=path, remedy=_AGAIN
+        )
     return manifest
 
 
@@ -154,8 +159,8 @@ class Shards:
             path = shard_path(self.folder, index)
             expected = (self.manifest.frames[index],)
             try:
-                records = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+                records = np.lib.format.open_memmap(path, mode="r")
+            except (OSError, ValueError, EOFError, SyntaxError, TokenError, OverflowError) as error:
                 raise DataError(f"damaged shard ({error})", path=path, remedy=_AGAIN) from None
             if records.shape != expected or records.dtype != record_type(len(self.manifest.views)):
                 raise DataError(
@@ -174,7 +179,13 @@ class Shards:
 
 
 def spread(count: int, limit: int) -> NDArray[np.intp]:
-    """Indices of ``limit`` out of ``count`` frames, evenly; all for 0."""
+    """Indices of ``limit`` out of ``count`` frames, evenly; all for 0.
+
+    Raises:
+        DataError: a negative limit.
+    """
+    if limit < 0:
+        raise DataError(f"a limit of frames must be 0 (all) or more, got {limit}")
     if not limit or limit >= count:
         return np.arange(count)
     return np.linspace(0, count - 1, limit).round().astype(np.intp)

@@ -8,6 +8,7 @@ continues a killed run to the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from selfsup_fitting.hand import Hand
     from selfsup_fitting.priors import PoseVAE
 
+MANY = 10**9
+RANGES: dict[str, tuple[int, int]] = {
+    "data.train_limit": (0, MANY),
+    "data.val_limit": (-1, MANY),
+    "data.val_images": (1, MANY),
+    "synth.images": (1, MANY),
+    "synth.epoch_images": (1, MANY),
+    "synth.jitter": (0, MANY),
+    "augment.resize_share": (0, 1),
+    "loss.multiview_steps": (0, MANY),
+    "diverge_factor": (0, MANY),
+}
 REAL_TERMS = ("mv_projection", "mv_consistency", "prior", "collision", "bone_length", "temporal")
 
 
@@ -170,7 +183,9 @@ class Criterion:
         if options.prior and self.vae is not None:
             x = spheres.flatten(0, 1).flatten(1) * 0.01
             recon, mu, logvar = self.vae.to(x.device)(x, torch.randn(len(x), 32, device=x.device))
-            value = losses.vae_objective(recon, x, mu, logvar, reduction=weights.sums, views=views)
+            value = losses.vae_objective(
+                recon, x, mu, logvar, reduction=weights.sums, views=views, kl_share=weights.prior_kl
+            )
             terms["pose_prior"] = weights.prior * value
         if options.collision:
             value = losses.collision(spheres, views=weights.views, reduction=weights.sums)
@@ -187,9 +202,10 @@ def check_options(options: TrainConfig) -> bool:
     """Whether captured frames are used; refuses options that contradict one another before anything is read."""
     if options.resume and options.init:
         raise DataError("--resume continues with the run's own weights", remedy="leave out --init")
-    for name in ("images", "epoch_images"):
-        if getattr(options.synth, name) < 1:
-            raise DataError(f"--synth.{name} must be at least 1, got {getattr(options.synth, name)}")
+    for name, (low, high) in RANGES.items():
+        value = functools.reduce(getattr, name.split("."), options)
+        if not low <= value <= high:  # type: ignore[operator]
+            raise DataError(f"--{name} must be {f'{low} to {high}' if high < MANY else f'at least {low}'}, got {value}")
     if options.mode == "synthetic":
         if not options.synthesize:
             raise DataError("--mode synthetic with --no-synthesize leaves nothing to train on")

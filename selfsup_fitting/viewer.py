@@ -215,6 +215,8 @@ class Page:
             self.updates += 1
 
     def _surfaces(self, view: Any) -> None:
+        from selfsup_fitting.viewer_scene import finger_colors
+
         verts, centers = view.verts_mm / _UNIT_MM, view.centers_mm / _UNIT_MM
         if self.mesh is None:
             faces = self.scene.hand.faces.astype(np.int32)
@@ -223,7 +225,13 @@ class Page:
             radii = (self.scene.hand.sphere_radius_mm / _UNIT_MM).astype(np.float32)
             upright = np.tile(np.array([1.0, 0, 0, 0], np.float32), (len(radii), 1))
             self.balls = self.server.scene.add_batched_meshes_simple(
-                "/spheres", sphere_verts, sphere_faces, upright, centers, batched_scales=radii, batched_colors=_colors()
+                "/spheres",
+                sphere_verts,
+                sphere_faces,
+                upright,
+                centers,
+                batched_scales=radii,
+                batched_colors=finger_colors(),
             )
         self.mesh.vertices = verts
         self.mesh.visible, self.balls.visible = (bool(self.shown[name].value) for name in ("mesh", "spheres"))
@@ -258,14 +266,6 @@ class Page:
         view = self.look()
         content = pose_json(self.scene, view).encode() if name.endswith(".json") else sheet_png(self.scene, view)
         (event.client or self.server).send_file_download(name, content, save_immediately=True)
-
-
-def _colors() -> NDArray[np.uint8]:
-    """(41, 3): the palm grey, each finger its own colour."""
-    from selfsup_fitting.spheres import GROUPS
-
-    table = [(150, 150, 150), (70, 140, 220), (80, 180, 100), (230, 200, 60), (180, 100, 200), (230, 90, 60)]
-    return np.array([table[group] for group in GROUPS], np.uint8)
 
 
 def serve(scene: HandScene, pose: NDArray[np.float64], size: float, config: ViewerConfig) -> Page:

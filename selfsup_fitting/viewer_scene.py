@@ -24,7 +24,7 @@ from selfsup_fitting.kinematics import POSE_SIZE, forward_kinematics, hand_tenso
 from selfsup_fitting.priors import SCALE, PoseVAE
 from selfsup_fitting.render import IMAGE, mesh_depth, sphere_depth
 from selfsup_fitting.sampler import USUAL_RANGES
-from selfsup_fitting.spheres import MEAN_SCALE, POSE_NAMES
+from selfsup_fitting.spheres import GROUPS, MEAN_SCALE, POSE_NAMES
 from selfsup_fitting.synth import depth_noise
 from shared.errors import DataError, MissingFileError
 
@@ -174,6 +174,12 @@ class HandScene:
             shown["crop"] = grey(self.crop_mm)
             shown["spheres - crop"] = difference(view.sphere_mm, self.crop_mm)
         return shown
+
+
+def finger_colors() -> NDArray[np.uint8]:
+    """(41, 3): the palm grey, each finger its own colour."""
+    table = [(150, 150, 150), (70, 140, 220), (80, 180, 100), (230, 200, 60), (180, 100, 200), (230, 90, 60)]
+    return np.array([table[group] for group in GROUPS], np.uint8)
 
 
 def grey(depth_mm: Float) -> RGB:
@@ -329,17 +335,17 @@ def _figure(scene: HandScene, view: View) -> bytes:
     for index, (title, image) in enumerate(pictures.items()):
         axes = figure.add_subplot(grid[0, 2 * index : 2 * index + 2])
         axes.imshow(image)
-        axes.set_title(title)
-        axes.axis("off")
+        axes.set(title=title, xticks=(), yticks=())  # with the frame: a crop's background is white like the page
 
     axes = figure.add_subplot(grid[1, :4])
     x, _, z = view.centers_mm.T
     order = np.argsort(view.centers_mm[:, 1])[::-1]
     for index in order:
         circle = {"radius": scene.hand.sphere_radius_mm[index] * view.size, "alpha": 0.6, "ec": "k", "lw": 0.5}
+        circle["fc"] = finger_colors()[index] / 255
         axes.add_patch(Circle((x[index], z[index]), **circle))
-    axes.set(xlim=(-150, 150), ylim=(150, -150), aspect="equal", xlabel="x, mm", ylabel="z (away), mm")
-    axes.set_title("spheres seen along y")
+    axes.set(xlim=(-150, 150), ylim=(150, -150), aspect="equal")
+    axes.set_title("spheres seen along y: x right, z (away) down, mm")
 
     axes = figure.add_subplot(grid[1, 4:7])
     low, high = np.array(USUAL_RANGES).T

@@ -42,11 +42,19 @@ class MissingFileError(DataError, FileNotFoundError):
 
 
 def exit_on_error(main: Callable[[], int | None]) -> None:
-    """Runs a program's ``main`` and turns a :class:`DataError` into one line on stderr and exit status 2."""
+    """Runs a program's ``main``; a :class:`DataError` becomes one line on stderr and exit status 2.
+
+    So does what the system says about a file: a folder that cannot be written, a full disk, a file in a folder's place.
+    """
     try:
         code = main()
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:  # not about a file of the user's
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

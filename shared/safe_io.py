@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 # of 10**12 elements, keys that take for ever to hash or to print) are each refused before anything is allocated.
 
 MIB = 1 << 20
-_MAX_OPCODES = 100_000  # MANO needs 700, an HO-3D file 300; half a second in this interpreter
+_MAX_OPCODES = 100_000  # by default: MANO needs 700, an HO-3D file 300; half a second in this interpreter
 _MAX_ALLOCATED = 160 * MIB  # everything made from one file: strings, copies of arrays, dense matrices
 _MAX_DEPTH = 100  # nesting of containers
 _MAX_RECORD_DEPTH = 4  # chumpy expressions inside chumpy expressions
@@ -126,9 +127,10 @@ class _Array:
 class _Machine:
     """The pickle virtual machine, restricted; ``run`` returns the object on STOP with every record evaluated."""
 
-    def __init__(self, data: bytes, encoding: str) -> None:
+    def __init__(self, data: bytes, encoding: str, max_opcodes: int = _MAX_OPCODES) -> None:
         self.data = data
         self.encoding = encoding
+        self.max_opcodes = max_opcodes
         self.position = 0
         self.allocated = 0
         self.stack: list[Any] = []
@@ -333,13 +335,13 @@ class _Machine:
     # -- the loop
 
     def run(self) -> object:
-        for _ in range(_MAX_OPCODES):
+        for _ in range(self.max_opcodes):
             code = self.read(1)
             if code == pickle.STOP:
                 break
             self.step(code)
         else:
-            raise _Refused(f"has more than {_MAX_OPCODES:,} instructions")
+            raise _Refused(f"has more than {self.max_opcodes:,} instructions")
         _require(len(self.stack) == 1 and not self.marks, "damaged: ends with something left on the stack")
         _require(self.position == len(self.data), f"{len(self.data) - self.position} bytes follow the end")
         return _Evaluation(self.charge).plain(self.stack[0])
@@ -640,7 +642,11 @@ def _read_whole(path: Path, max_bytes: int, what: str) -> bytes:
 
 
 def load_restricted_pickle(
-    path: str | Path, *, max_bytes: int = 64 * MIB, encoding: Literal["latin1", "ASCII", "bytes"] = "latin1"
+    path: str | Path,
+    *,
+    max_bytes: int = 64 * MIB,
+    encoding: Literal["latin1", "ASCII", "bytes"] = "latin1",
+    max_opcodes: int = _MAX_OPCODES,
 ) -> object:
     """The plain content of a pickle that is not trusted: containers, numbers, text and NumPy arrays.
 
@@ -652,6 +658,7 @@ def load_restricted_pickle(
         path: the file.
         max_bytes: larger files are refused unread.
         encoding: how Python 2 strings are read; ``latin1`` keeps the bytes of arrays, ``bytes`` leaves them undecoded.
+        max_opcodes: files with more instructions are refused; 200,000 take a second, an array takes 10 to 30.
 
     Returns:
         Nested dict, list, tuple, set, str, bytes, int, float, bool, None, NumPy scalars and writable arrays (native
@@ -674,7 +681,7 @@ def load_restricted_pickle(
             remedy="a download that needs a login gives such a page: log in and get the file again",
         )
     try:
-        return _Machine(data, encoding).run()
+        return _Machine(data, encoding, max_opcodes).run()
     except (_Refused, ValueError, OverflowError, RecursionError, MemoryError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:300]
         reason = reason if isinstance(error, _Refused) else f"damaged: {reason}"
@@ -697,7 +704,7 @@ def _array_from_npy(data: bytes) -> NDArray[Any]:
         _require(version in ((1, 0), (2, 0)), f"format version {version} is not read")
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(stream, max_header_size=10_000)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError) as error:
         raise _Refused(f"not an .npy array ({str(error).splitlines()[0][:120]})") from error
     _require(
         dtype.kind in "biufUS" and dtype.fields is None and dtype.subdtype is None,

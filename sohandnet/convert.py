@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from shared.checkpoints import AGAIN, check_own, check_state, read_torch, to_cpu
 from shared.errors import DataError, exit_on_error
-from sohandnet.config import ConvertConfig
+from sohandnet.config import ConvertConfig, Intrinsics, NodeCentre
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,6 +125,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             intrinsics=str(content["intrinsics"]),
             extra={key: value for key, value in content.items() if key not in _ENTRIES},
         )
+        centre, space = checkpoint.model.get("node_centre", "center"), checkpoint.intrinsics
+        if centre not in get_args(NodeCentre) or space not in get_args(Intrinsics):
+            raise ValueError(f"node centre {centre!r} and intrinsics {space!r} are not known")
         with torch.device("meta"):
             expected = SoHandNet(**checkpoint.model, parts=checkpoint.parts).state_dict()
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -61,7 +61,7 @@ def evaluate(options: EvalConfig, config_yaml: str = "") -> dict[str, Any]:
     from shared.report import write_report
     from shared.safe_io import atomic_write_text
     from sohandnet.data import StoreSamples, limited
-    from sohandnet.store import open_store, protocol_line
+    from sohandnet.store import check_folder, open_store, protocol_line
 
     if not options.checkpoints:
         raise DataError("no checkpoint given", remedy="name one: runs/sohandnet/<run>/checkpoints/last.pt")
@@ -73,10 +73,15 @@ def evaluate(options: EvalConfig, config_yaml: str = "") -> dict[str, Any]:
     split = store.split(options.split)
     left_out = check_complete(split, options.allow_missing)
     networks, checkpoints = load_networks(options, store.options["intrinsics"])
+    joints = split.arrays["joints"].shape[2]
+    for path, network in zip(options.checkpoints, networks, strict=True):
+        if network.sizes["joints"] != joints:
+            raise DataError(f"has {network.sizes['joints']} joints, the store {joints}", path=path)
+    out = output_folder(options)
+    check_folder(out, "out")
     samples = StoreSamples(split, indices=limited(len(split), options.limit))
     normalised = predict_all(networks, samples, options)
 
-    out = output_folder(options)
     names = [split.names[i] for i in samples.indices]
     gt_mm = split.joints_mm(index=samples.indices)
     write_texts(out, split.joints_mm(normalised, samples.indices), gt_mm, np.asarray(store.options["K"]))

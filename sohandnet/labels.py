@@ -50,7 +50,7 @@ def _from_list(path: Path, names: Sequence[str]) -> Flags:
         raise MissingFileError("no such list of labelled frames", path=path, remedy="give a text file, one name a line")
     place = {name: i for i, name in enumerate(names)}
     flags = np.zeros(len(names), np.bool_)
-    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
         name = line.strip()
         if not name:
             continue
@@ -83,7 +83,7 @@ def check_same_labels(theirs: Any, ours: Mapping[str, Any], path: str | Path) ->
     """
     if not isinstance(theirs, Mapping) or dict(theirs) == dict(ours):
         return
-    shares = [f"{r['labelled']} of {r['frames']} training frames" for r in (theirs, ours)]
+    shares = [f"{r.get('labelled')} of {r.get('frames')} training frames" for r in (theirs, ours)]
     what = f"{shares[0]}; this run has {shares[1]}"
     if shares[0] == shares[1]:
         what = f"another draw of {shares[0]} than this run's"

@@ -240,7 +240,8 @@ class UpConv(nn.Module):
         inside = torch.tensor([_TAPS[0][1], _TAPS[1][0]], device=x.device)
         weight = self.summed(torch.kron(inside, inside)).flatten(0, 1)
         assert self.conv.bias is not None
-        return F.linear(x.flatten(1), weight, self.conv.bias.repeat_interleave(4)).view(len(x), -1, 2, 2)
+        y = F.linear(x.flatten(1), weight, self.conv.bias.repeat_interleave(4))
+        return y.view(len(x), self.conv.out_channels, 2, 2)
 
     def from_parities(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -252,7 +253,9 @@ class UpConv(nn.Module):
         y = F.conv2d(x, weight, self.conv.bias.repeat(4), padding=1)  # (B, 4 outputs, height + 1, width + 1)
         rows = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1))
         parts = [torch.stack([rows[:, p : p + height, q : q + width, p, q] for q in (0, 1)], dim=3) for p in (0, 1)]
-        return torch.stack(parts, dim=2).reshape(len(x), 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+        return (
+            torch.stack(parts, dim=2).reshape(len(x), 2 * height, 2 * width, self.conv.out_channels).permute(0, 3, 1, 2)
+        )
 
 
 class PointHead(nn.Module):

@@ -126,7 +126,12 @@ def load_network(path: str | Path, device: str = "cpu") -> tuple[Network, Input]
     if checkpoint.model.get("joints", JOINTS) != JOINTS:
         raise DataError(f"has {checkpoint.model['joints']} joints, this program draws {JOINTS} (ICVL)", path=path)
     store = checkpoint.extra.get("store", {})  # a converted checkpoint has none: the published sizes
-    sizes = {key: int(store[key]) for key in ("points", "nodes", "neighbours") if key in store}
+    try:
+        sizes = {key: int(store[key]) for key in ("points", "nodes", "neighbours") if key in store}
+        if min(sizes.values(), default=1) < 1:
+            raise ValueError(f"sizes of at least 1, not {sizes}")
+    except (ValueError, TypeError) as error:
+        raise DataError(f"remembers a store that cannot be ({error})", path=path) from None
     mode: Any = checkpoint.intrinsics
     return folded(checkpoint.build()).to(device), Input(mode, **sizes)
 
@@ -351,12 +356,14 @@ def predict(options: Predict, progress: bool = True) -> list[str]:
     from shared.safe_io import atomic_write_text
     from sohandnet.eval import device_of
     from sohandnet.prepare import frame_rng
+    from sohandnet.store import check_folder
 
     images = list_images(options.images)
     K = camera_matrix(options)
     if not options.checkpoint:
         raise DataError("no checkpoint is given", remedy="give --checkpoint FILE")
-    for name, low in (("cube", 0.0), ("depth_scale", 0.0), ("passes", 0)):
+    check_folder(options.out, "out")
+    for name, low in (("cube", 0.0), ("depth_scale", 0.0), ("passes", 0), ("seed", -1)):
         if not low < getattr(options, name) < 1e5:
             raise DataError(f"--{name} must be above {low:g}, got {getattr(options, name)}")
     where = _where(options)

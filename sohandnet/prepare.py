@@ -38,11 +38,22 @@ from shared.safe_io import atomic_path, atomic_write_text, load_npz
 from sohandnet import orient
 from sohandnet.data import fixed_points, limited
 from sohandnet.orient import MIN_POINTS, Box, Intrinsics, Space
-from sohandnet.store import DTYPES, MANIFEST, Store, check_same, open_store, protocol_line, space_of, write_split
+from sohandnet.store import (
+    DTYPES,
+    MANIFEST,
+    Store,
+    check_folder,
+    check_same,
+    open_store,
+    protocol_line,
+    space_of,
+    write_split,
+)
 
 CHUNK = 64  # frames whose nodes are trained together, and the unit of --resume
 MAX_MAT_BYTES = 1 << 30  # the largest of the original's MATLAB files have about 100 MB
 JOINTS = 16
+FARTHEST_MM = 10_000.0  # of a label; the camera's range ends at one metre
 _PROCESSED = ("Point_Cloud", "Volume_rotate", "Volume_length", "Volume_offset", "Volume_GT_XYZ")
 
 
@@ -132,6 +143,8 @@ def from_depth(frame: Frame, options: Mapping[str, Any]) -> Raw | str:
     """A labelled depth frame oriented, or the reason for which it cannot be used."""
     if frame.joints_valid is not None and not frame.joints_valid.all():
         return "labels with a joint without depth"
+    if frame.joints_mm is not None and np.abs(frame.joints_mm).max() > FARTHEST_MM:
+        return f"labels with a joint more than {FARTHEST_MM / 1000:g} m away"
     space = space_of(options)
     corners = crop_box(frame, space, options["crop"], options["cube_mm"])
     if isinstance(corners, str):
@@ -192,6 +205,9 @@ class ProcessedSet:
             missing = [key for key in wanted if key not in found]
             if missing:
                 raise DataError(f"has no {', '.join(missing)}; found {', '.join(found)[:80]}", path=path)
+            text = [key for key in wanted if found[key].dtype.kind not in "fiu"]
+            if text:
+                raise DataError(f"{text[0]} has no numbers, but {found[text[0]].dtype}", path=path)
             pc, sn, node, joints, rotation, length, offset = (np.asarray(found[key], np.float64) for key in wanted)
             if pc.shape != sn.shape or node.ndim != 2 or node.shape[1] != 3:
                 raise DataError(f"positions {pc.shape}, normals {sn.shape}, nodes {node.shape} do not fit", path=path)
@@ -212,9 +228,14 @@ class ProcessedSet:
             ("box", length),
             ("offset", offset),
             ("label", joints),
+            ("map", node),
         ):
             if not np.isfinite(values).all():
                 raise DataError(f"frame {number}: the {what} has numbers that are not finite", path=path)
+        if not float(length.reshape(())) > 0:
+            raise DataError(f"frame {number}: the box has the length {float(length.reshape(())):g}", path=path)
+        if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
+            raise DataError(f"frame {number}: the axes of the box are not at right angles", path=path)
         box = Box(rotation, float(length.reshape(())), offset.reshape(3))
         return Raw(
             *(cloud.astype(np.float32), box, joints.T.astype(np.float32), 0),
@@ -325,9 +346,12 @@ def store_options(options: Prepare) -> dict[str, Any]:
     for name in ("data", "out"):
         if not getattr(options, name):
             raise DataError(f"--{name} is empty", remedy="it names the folder of the data set or of the store")
-    side = round(max(options.nodes, 0) ** 0.5)
-    if side * side != options.nodes or not side:
-        raise DataError(f"--nodes must be a square number, got {options.nodes}", remedy="64 in the paper")
+    check_folder(options.out, "out")
+    side = round(min(max(options.nodes, 0), 2000) ** 0.5)
+    if side * side != options.nodes or not 1 <= side <= 32:
+        raise DataError(
+            f"--nodes must be a square number from 1 to 1024, got {options.nodes}", remedy="64 in the paper"
+        )
     if not 1 <= options.neighbours <= options.nodes:
         raise DataError(f"--neighbours must be between 1 and {options.nodes} (--nodes), got {options.neighbours}")
     for name, low in (("points", 1), ("workers", 0), ("seed", 0), ("limit", 0), ("cube_mm", 1)):
@@ -401,7 +425,10 @@ def open_job(options: Prepare, settings: dict[str, Any], split: str, out: Path) 
                 path=folder,
                 remedy="go on with --resume, or remove this folder",
             )
-        before = json.loads(note.read_bytes())
+        try:
+            before = dict(json.loads(note.read_bytes()))
+        except (ValueError, TypeError, RecursionError):
+            raise DataError("damaged", path=note, remedy=f"remove {folder} and prepare again") from None
         for key, value in description.items():
             if before.get(key) != value:
                 raise DataError(
@@ -479,6 +506,8 @@ def make_part(job: Job, chunk: int) -> int:
         raw: Raw | str
         if isinstance(frame, Frame):
             raw = from_depth(frame, job.options)
+        elif not len(frame.cloud):
+            raw = "empty crops"
         else:
             cloud = fixed_points(frame.cloud, job.options["points"], frame_rng(job.options["seed"], name)).T
             raw = frame._replace(cloud=cloud)

@@ -158,6 +158,12 @@ def protocol_line(options: Mapping[str, Any]) -> str:
     return f"crop: {crops[options['crop']]}; clouds with {intrinsics[options['intrinsics']]} intrinsics"
 
 
+def check_folder(path: str | Path, flag: str) -> None:
+    """Raises DataError if results cannot go into the folder because it, or one above it, is a file."""
+    if any(part.is_file() for part in (Path(path), *Path(path).parents)):
+        raise DataError(f"--{flag} is a file, or lies in one", path=path, remedy="name a folder")
+
+
 def open_store(root: str | Path) -> Store:
     """A store for reading.
 
@@ -165,9 +171,11 @@ def open_store(root: str | Path) -> Store:
         MissingFileError: no such folder, or no manifest in it.
         DataError: not a store, of another version, or with a manifest that is not complete.
     """
+    if not str(root):
+        raise DataError("no store is given", remedy="name the folder that python -m sohandnet.prepare wrote")
     root = Path(root)
     path = root / MANIFEST
-    if not root.is_dir() or not str(root):
+    if not root.is_dir():
         raise MissingFileError("no such folder", path=root, remedy="python -m sohandnet.prepare writes a store")
     if not path.is_file():
         raise MissingFileError(
@@ -189,17 +197,36 @@ def open_store(root: str | Path) -> Store:
         missing = {"intrinsics", "crop", "cube_mm", "points", "nodes", "neighbours", "K", "skeleton"} - set(options)
         if missing:
             raise KeyError(", ".join(sorted(missing)))
-        splits = {name: Split(root, name, options, _checked(record)) for name, record in manifest["splits"].items()}
-    except DataError:
-        raise
+        space_of(options)
+        protocol_line(options)
+        splits = {
+            name: Split(root, name, options, _checked(name, record, options))
+            for name, record in manifest["splits"].items()
+        }
+    except DataError as error:
+        raise error if error.path else DataError(str(error), path=path, remedy=_AGAIN) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"not a complete manifest ({error!r})", path=path, remedy=_AGAIN) from None
     return Store(root, options, splits)
 
 
-def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    if int(record["frames"]) < 1 or set(record["shapes"]) != set(DTYPES) or not isinstance(record["skipped"], dict):
+def _checked(name: str, record: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    if Path(name).name != name or name.startswith("."):
+        raise ValueError(f"a split called {name!r}")
+    count, shapes = int(record["frames"]), record["shapes"]
+    if count < 1 or set(shapes) != set(DTYPES) or not isinstance(record["skipped"], dict):
         raise ValueError("a split without frames, shapes or skipped frames")
+    if not all(isinstance(names, list) for names in record["skipped"].values()):
+        raise ValueError("skipped frames that are no lists of names")
+    points, nodes, neighbours = (int(options[key]) for key in ("points", "nodes", "neighbours"))
+    expected: dict[str, list[int]] = {
+        **{"cloud": [count, 6, points], "node": [count, 3, nodes], "node_knn": [count, nodes, neighbours]},
+        **{"joints": [count, 3, shapes["joints"][-1]], "rotation": [count, 3, 3], "offset": [count, 3]},
+        **{"length": [count], "crop_points": [count]},
+    }
+    for key, shape in expected.items():
+        if list(shapes[key]) != shape:
+            raise ValueError(f"{key} of {shapes[key]} where the options and the number of frames say {shape}")
     return record
 
 

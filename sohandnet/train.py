@@ -252,10 +252,11 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
         set_bn_momentum(network, options.optim, batch["epoch"])
         if stage == "joint" and own_step and train_set.mixed:
             mask = batch["labelled"]
-            total = unlabelled_step(network, take(batch, ~mask), optimizers[0], options, world)
-            if total is not None:
-                return total, {}
-            batch = take(batch, mask)
+            if not bool(mask.all()):  # the last batch by the positional rule may hold labelled frames alone
+                total = unlabelled_step(network, take(batch, ~mask), optimizers[0], options, world)
+                if total is not None:
+                    return total, {}
+                batch = take(batch, mask)
         return stage_loss(network, batch, stage, options, bones)
 
     def evaluate(_: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -57,7 +57,8 @@ GESTURES: dict[str, tuple[float, float, float, float, float]] = {
 }
 _LETTER = {"thumb": 0, "index": 1, "middle": 2, "ring": 3, "little": 4}
 # Degrees (low, high, at full bend) of flexion of a finger's three joints, and of the thumb's.
-_FLEXION = (((-12, 88, 78), (0, 105, 92), (0, 75, 55)), ((-8, 40, 30), (-5, 60, 48), (-5, 75, 55)))
+Flexion = tuple[tuple[tuple[float, float, float], ...], tuple[tuple[float, float, float], ...]]
+_FLEXION: Flexion = (((-12, 88, 78), (0, 105, 92), (0, 75, 55)), ((-8, 40, 30), (-5, 60, 48), (-5, 75, 55)))
 _SPREAD_LIMIT = 14.0
 # Rest pose to camera: palm to the camera, fingers up (model x, y, z become down, forward, right).
 FACING = Rotation.from_matrix([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
@@ -131,8 +132,14 @@ def subject_betas(subject: int) -> Float:
     return betas
 
 
-def sample_articulation(rng: np.random.Generator, gesture: str) -> Float:
-    """(15, 3) axis-angle of the joints: a named gesture with the looseness of a living hand, within joint limits."""
+def sample_articulation(rng: np.random.Generator, gesture: str, flexion: Flexion = _FLEXION) -> Float:
+    """(15, 3) axis-angle of the joints: a named gesture with the looseness of a living hand, within joint limits.
+
+    Args:
+        rng: all of it is drawn from here.
+        gesture: one of :data:`GESTURES`.
+        flexion: degrees (low, high, at full bend) of the three joints of a finger, and of the thumb.
+    """
     flex, spread = _axes()
     bends = np.array(GESTURES[gesture])
     loose = bends + rng.normal(0, 0.09, 5)
@@ -143,7 +150,7 @@ def sample_articulation(rng: np.random.Generator, gesture: str) -> Float:
     fan = rng.normal(0, 5)
     for i, name in enumerate(FINGERS):
         bend = loose[_LETTER[name]]
-        for k, (low, high, full) in enumerate(_FLEXION[name == "thumb"]):
+        for k, (low, high, full) in enumerate(flexion[name == "thumb"]):
             angle = np.clip(full * bend + rng.normal(0, 5), low, high)
             pose[3 * i + k] = np.deg2rad(angle) * flex[3 * i + k]
         side = {"index": 1.0, "middle": 0.2, "ring": -0.6, "little": -1.2, "thumb": 1.0}[name] * fan + rng.normal(0, 3)

@@ -226,21 +226,6 @@ void associate(std::uintptr_t points, std::uintptr_t nodes, int64_t batch, int64
 
 // ------------------------------------------------------------------------------------------------ masked max
 
-// The pairs of each node, ascending: those of node m are order[start[m]] .. order[start[m + 1] - 1].
-struct Members {
-  std::vector<int32_t> start, order;
-
-  Members(const int32_t* index, int64_t length, int64_t nodes) : start(nodes + 1, 0), order(length) {
-    for (int64_t l = 0; l < length; ++l)
-      if (inside(index[l], nodes)) ++start[index[l] + 1];
-    for (int64_t m = 0; m < nodes; ++m) start[m + 1] += start[m];
-    std::vector<int32_t> next(start.begin(), start.end() - 1);
-    for (int64_t l = 0; l < length; ++l)
-      if (inside(index[l], nodes)) order[next[index[l]]++] = static_cast<int32_t>(l);
-  }
-  static bool inside(int32_t node, int64_t nodes) { return node >= 0 && node < nodes; }
-};
-
 // Scratch memory that begins with a cache line: a vector across two lines would wait for its own last store.
 template <class T>
 class Lines {
@@ -255,137 +240,138 @@ class Lines {
   std::vector<T> values_;
 };
 
-// Rows that are read soon are asked for now: they lie anywhere.
-constexpr int kAhead = 2;
+// How far before its use a row is asked for: the processor does not see ahead what it reads among the maxima.
+constexpr int64_t kAheadBytes = 12288;
 
 template <class T>
 SOH_INLINE void fetch(const T* row, int64_t width) {
 #if defined(__GNUC__)
   constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t c = 0; c < width; c += kLine) __builtin_prefetch(row + c);
+  for (int64_t c = 0; c < width; c += kLine) __builtin_prefetch(row + c, 0, 2);  // into the second cache
 #else
   static_cast<void>(row);
   static_cast<void>(width);
 #endif
 }
 
-// Largest value of `count` rows in each of `width` columns, and its row. The rows lie `stride` apart. With `best` set to
-// the floor and `arg` to -1 beforehand this is the original's rule; otherwise the first row is taken as it is.
 template <class T>
-SOH_INLINE void max_of_rows(const T* rows, int64_t stride, const int32_t* order, int64_t count, int64_t width, bool seed,
-                            float* best, int32_t* arg) {
-  int64_t first = 0;
-  if (seed) {
-    for (int64_t c = 0; c < width; ++c) {
-      best[c] = soh::kSeedFloor;
-      arg[c] = -1;
-    }
-  } else {
-    for (int64_t c = 0; c < width; ++c) {
-      best[c] = load(rows + order[0] * stride, c);
-      arg[c] = order[0];
-    }
-    first = 1;
-  }
-  for (int64_t i = first; i < count; ++i) {
-    const T* row = rows + order[i] * stride;
-    const int32_t number = order[i];
-    if (i + kAhead < count) fetch(rows + order[i + kAhead] * stride, width);
-    for (int64_t c = 0; c < width; ++c) {
-      const float value = load(row, c);
-      const bool up = seed ? value > best[c] : soh::replaces(value, best[c]);
-      best[c] = up ? value : best[c];
-      arg[c] = up ? number : arg[c];
-    }
-  }
-}
-
-SOH_CLONES void max_rows(const float* rows, int64_t stride, const int32_t* order, int64_t count, int64_t width,
-                         float* best, int32_t* arg) {
-  max_of_rows(rows, stride, order, count, width, false, best, arg);
-}
-SOH_CLONES void max_rows(const uint16_t* rows, int64_t stride, const int32_t* order, int64_t count, int64_t width,
-                         float* best, int32_t* arg) {
-  max_of_rows(rows, stride, order, count, width, false, best, arg);
-}
-SOH_CLONES void seed_rows(const float* rows, int64_t stride, const int32_t* order, int64_t count, int64_t width,
-                          float* best, int32_t* arg) {
-  max_of_rows(rows, stride, order, count, width, true, best, arg);
-}
-SOH_CLONES void seed_rows(const uint16_t* rows, int64_t stride, const int32_t* order, int64_t count, int64_t width,
-                          float* best, int32_t* arg) {
-  max_of_rows(rows, stride, order, count, width, true, best, arg);
-}
-
-// One node in `width` channels: rows (L, stride). value and arg may be strided by `step` (1 when channels lie last).
-template <class T>
-void max_of_node(const T* rows, int64_t stride, const int32_t* order, int64_t count, int64_t width, bool seed, T* value,
-                 int32_t* argmax, int64_t step, float* best, int32_t* arg) {
-  if (count == 0) {
-    for (int64_t c = 0; c < width; ++c) {
-      store(value, c * step, 0.0f);
-      argmax[c * step] = 0;
-    }
-    return;
-  }
-  if (seed)
-    seed_rows(rows, stride, order, count, width, best, arg);
-  else
-    max_rows(rows, stride, order, count, width, best, arg);
+SOH_INLINE void first_row(const T* row, int32_t number, int64_t width, float* best, int32_t* arg) {
   for (int64_t c = 0; c < width; ++c) {
-    const bool found = arg[c] >= 0;
-    store(value, c * step, found ? best[c] : load(rows, c));  // nothing above the floor: pair 0, whoever owns it
-    argmax[c * step] = found ? arg[c] : 0;
+    best[c] = load(row, c);
+    arg[c] = number;
   }
 }
 
-// Channels of a contiguous sample are turned, kLanes at a time, into rows of kLanes values.
 template <class T>
-SOH_INLINE void turn_channels(const T* data, int64_t length, int64_t channels, T* rows) {
-  for (int64_t l0 = 0; l0 < length; l0 += kLanes) {
-    const int64_t end = std::min<int64_t>(kLanes, length - l0);
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t l = 0; l < end; ++l) rows[(l0 + l) * kLanes + c] = data[c * length + l0 + l];
+SOH_INLINE void next_row(const T* row, int32_t number, int64_t width, bool seed, float* best, int32_t* arg) {
+  for (int64_t c = 0; c < width; ++c) {
+    const float value = load(row, c);
+    const bool up = seed ? value > best[c] : soh::replaces(value, best[c]);
+    best[c] = up ? value : best[c];
+    arg[c] = up ? number : arg[c];
   }
 }
-SOH_CLONES void turn(const float* data, int64_t length, int64_t channels, float* rows) {
-  turn_channels(data, length, channels, rows);
+
+// Pairs first .. first + count - 1, whose rows lie `stride` apart, go to the maxima of their nodes: best and arg are
+// (M, width), and arg is -1 where no value was taken yet. In the order of memory, because reading the rows node by node
+// waits for memory twice as long; the maxima stay in the second cache. With `seed` (the original's rule) best begins
+// with the floor; otherwise the first row of a node is taken as it is.
+template <class T>
+SOH_INLINE void scan_rows(const T* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count, int64_t M,
+                          int64_t width, bool seed, float* bests, int32_t* args) {
+  constexpr int64_t kAhead = kAheadBytes / sizeof(T);
+  const int64_t ahead = std::max<int64_t>(1, kAhead / stride);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t node = index[first + i], number = static_cast<int32_t>(first + i);
+    const T* row = rows + i * stride;
+    if (i + ahead < count) fetch(row + ahead * stride, width);
+    if (node < 0 || node >= M) continue;
+    float* best = bests + node * width;
+    int32_t* arg = args + node * width;
+    if (!seed && arg[0] < 0)
+      first_row(row, number, width, best, arg);
+    else
+      next_row(row, number, width, seed, best, arg);
+  }
 }
-SOH_CLONES void turn(const uint16_t* data, int64_t length, int64_t channels, uint16_t* rows) {
-  turn_channels(data, length, channels, rows);
+
+SOH_CLONES void max_scan(const float* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
+                         int64_t M, int64_t width, float* best, int32_t* arg) {
+  scan_rows(rows, stride, index, first, count, M, width, false, best, arg);
+}
+SOH_CLONES void max_scan(const uint16_t* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
+                         int64_t M, int64_t width, float* best, int32_t* arg) {
+  scan_rows(rows, stride, index, first, count, M, width, false, best, arg);
+}
+SOH_CLONES void seed_scan(const float* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
+                          int64_t M, int64_t width, float* best, int32_t* arg) {
+  scan_rows(rows, stride, index, first, count, M, width, true, best, arg);
+}
+SOH_CLONES void seed_scan(const uint16_t* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
+                          int64_t M, int64_t width, float* best, int32_t* arg) {
+  scan_rows(rows, stride, index, first, count, M, width, true, best, arg);
+}
+
+// Pairs first .. first + count - 1 of `channels` channels of a contiguous sample, turned into rows of kLanes values.
+template <class T>
+SOH_INLINE void turn_channels(const T* data, int64_t length, int64_t channels, int64_t first, int64_t count, T* rows) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t l = 0; l < count; ++l) rows[l * kLanes + c] = data[c * length + first + l];
+}
+SOH_CLONES void turn(const float* data, int64_t length, int64_t channels, int64_t first, int64_t count, float* rows) {
+  turn_channels(data, length, channels, first, count, rows);
+}
+SOH_CLONES void turn(const uint16_t* data, int64_t length, int64_t channels, int64_t first, int64_t count,
+                     uint16_t* rows) {
+  turn_channels(data, length, channels, first, count, rows);
 }
 
 template <class T>
 void index_max_of(const T* data, const int32_t* index, int64_t batch, int64_t C, int64_t L, int64_t M, bool last,
                   bool seed, T* value, int32_t* argmax, int threads) {
-  std::vector<Members> members;
-  members.reserve(batch);
-  for (int64_t b = 0; b < batch; ++b) members.emplace_back(index + b * L, L, M);
-  // Channels last: blocks of nodes. Otherwise: groups of kLanes channels.
-  const int64_t block = last ? std::max<int64_t>(1, (M + 7) / 8) : kLanes;
-  const int64_t blocks = ((last ? M : C) + block - 1) / block;
+  constexpr int64_t kMaxima = 32768;  // of a task, 8 bytes each: well within the second cache
+  constexpr int64_t kTurned = 64;     // pairs that are turned at a time
+  const int64_t most = std::max<int64_t>(1, kMaxima / std::max<int64_t>(1, M) / kLanes) * kLanes;
+  // Whole rows are read fastest; they are cut where there are too many maxima, or fewer samples than threads.
+  const int64_t shares = std::max<int64_t>(1, threads / std::max<int64_t>(1, batch));
+  const int64_t share = (C + shares * kLanes - 1) / (shares * kLanes) * kLanes;
+  const int64_t block = last ? std::max<int64_t>(kLanes, std::min(most, share)) : kLanes;
+  const int64_t blocks = (C + block - 1) / block;
   parallel(batch * blocks, batch * C * L, threads, [&](int64_t task) {
-    const int64_t b = task / blocks, from = task % blocks * block;
-    const Members& of = members[b];
+    const int64_t b = task / blocks, from = task % blocks * block, width = std::min(block, C - from);
     const T* sample = data + b * C * L;
-    const int64_t width = last ? C : std::min(block, C - from);
-    Lines<float> best(width);
-    Lines<int32_t> arg(width);
+    const int32_t* owner = index + b * L;
+    Lines<float> best(M * width);
+    Lines<int32_t> arg(M * width);
+    std::fill_n(best.data(), M * width, soh::kSeedFloor);
+    std::fill_n(arg.data(), M * width, -1);
+    const auto scan = [&](const T* rows, int64_t stride, int64_t first, int64_t count) {
+      if (seed)
+        seed_scan(rows, stride, owner, first, count, M, width, best.data(), arg.data());
+      else
+        max_scan(rows, stride, owner, first, count, M, width, best.data(), arg.data());
+    };
     if (last) {
-      for (int64_t m = from; m < std::min(M, from + block); ++m) {
-        const int64_t at = (b * M + m) * C;
-        max_of_node(sample, C, of.order.data() + of.start[m], of.start[m + 1] - of.start[m], C, seed, value + at,
-                    argmax + at, 1, best.data(), arg.data());
+      scan(sample + from, C, 0, L);
+    } else {
+      Lines<T> rows(kTurned * kLanes);
+      for (int64_t l = 0; l < L; l += kTurned) {
+        const int64_t count = std::min(kTurned, L - l);
+        turn(sample + from * L, L, width, l, count, rows.data());
+        scan(rows.data(), kLanes, l, count);
       }
-      return;
     }
-    Lines<T> rows(L * kLanes);
-    turn(sample + from * L, L, width, rows.data());
-    for (int64_t m = 0; m < M; ++m) {
-      const int64_t at = (b * C + from) * M + m;
-      max_of_node(rows.data(), int64_t{kLanes}, of.order.data() + of.start[m], of.start[m + 1] - of.start[m], width,
-                  seed, value + at, argmax + at, M, best.data(), arg.data());
-    }
+    std::vector<char> filled(M, 0);
+    for (int64_t l = 0; l < L; ++l)
+      if (owner[l] >= 0 && owner[l] < M) filled[owner[l]] = 1;
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t c = 0; c < width; ++c) {
+        const int64_t at = last ? (b * M + m) * C + from + c : (b * C + from + c) * M + m;
+        const int32_t place = arg.data()[m * width + c];
+        const T* zero = last ? sample + from + c : sample + (from + c) * L;  // pair 0, where nothing is above the floor
+        store(value, at, place >= 0 ? best.data()[m * width + c] : filled[m] ? load(zero, 0) : 0.0f);
+        argmax[at] = std::max(place, 0);
+      }
   });
 }
 
@@ -585,6 +571,22 @@ void knn_gather_backward(std::uintptr_t grad, int code, std::uintptr_t neighbour
   });
 }
 
+// Largest value of the rows that `order` names, at least one, in each of `width` columns, and its row.
+template <class T>
+SOH_INLINE void max_of_rows(const T* rows, const int32_t* order, int64_t count, int64_t width, float* best,
+                            int32_t* arg) {
+  first_row(rows + order[0] * width, order[0], width, best, arg);
+  for (int64_t i = 1; i < count; ++i) next_row(rows + order[i] * width, order[i], width, false, best, arg);
+}
+SOH_CLONES void max_rows(const float* rows, const int32_t* order, int64_t count, int64_t width, float* best,
+                         int32_t* arg) {
+  max_of_rows(rows, order, count, width, best, arg);
+}
+SOH_CLONES void max_rows(const uint16_t* rows, const int32_t* order, int64_t count, int64_t width, float* best,
+                         int32_t* arg) {
+  max_of_rows(rows, order, count, width, best, arg);
+}
+
 template <class T>
 void knn_max_of(const T* feature, const int32_t* neighbours, int64_t batch, int64_t C, int64_t M, int64_t R, int64_t K,
                 bool last, T* value, int32_t* argmax, int threads) {
@@ -603,8 +605,12 @@ void knn_max_of(const T* feature, const int32_t* neighbours, int64_t batch, int6
     for (int64_t r = 0; r < R; ++r) {
       std::copy_n(neighbours + (b * R + r) * K, K, ascending.begin());
       std::sort(ascending.begin(), ascending.end());  // so that the first of equal values is the lowest node
-      const int64_t at = last ? (b * R + r) * C : b * C * R + r;
-      max_of_node(rows, C, ascending.data(), K, C, false, value + at, argmax + at, last ? 1 : R, best.data(), arg.data());
+      max_rows(rows, ascending.data(), K, C, best.data(), arg.data());
+      for (int64_t c = 0; c < C; ++c) {
+        const int64_t at = last ? (b * R + r) * C + c : (b * C + c) * R + r;
+        store(value, at, best.data()[c]);
+        argmax[at] = arg.data()[c];
+      }
     }
   });
 }

@@ -16,6 +16,7 @@ from hand3d_wild.crop import (
     mirror_points,
     resize_as_tester,
     to_crop,
+    turn_matrix,
 )
 from shared.errors import DataError
 
@@ -90,3 +91,21 @@ def test_what_has_no_crop() -> None:
     with pytest.raises(DataError, match="not finite"):
         crop_box(points * np.nan, np.ones(21, bool), (100, 100))
     assert crop_box(points, np.ones(21, bool), (100, 100), smallest=10) == (39, 61, 39, 61)
+
+
+@pytest.mark.parametrize("size", [256, 128])
+def test_a_cut_that_is_not_turned_is_the_plain_cut(size: int) -> None:
+    """Both ways of resampling put everything at the same place; a quarter turn and a zoom are exact."""
+    v, u = np.mgrid[0:320, 0:320]
+    waves = 128 + 60 * np.sin(u / 17) + 60 * np.sin(v / 23)
+    picture = np.stack([waves, waves.T, 255 - waves], -1).astype(np.uint8)
+    plain = cut_rgb(picture, (3, 8), size=size).astype(int)
+    worst = np.abs(cut_rgb(picture, (3, 8), size=size, matrix=turn_matrix(0, 1)) - plain).max()
+    quarter = cut_rgb(np.rot90(picture, -1).copy(), (3, 8), size=size).astype(int)
+    turned = np.abs(cut_rgb(picture, (3, 8), size=size, matrix=turn_matrix(np.pi / 2, 1)) - quarter).max()
+    print(f"{size}: max diff {worst}, after a quarter turn {turned} of 255")
+    assert worst <= 3
+    assert turned <= 3
+    points = np.array([[159.5, 159.5], [259.5, 159.5]])
+    matrix = turn_matrix(np.pi / 2, 0.5)
+    assert np.allclose(points @ matrix[:, :2].T + matrix[:, 2], [[159.5, 159.5], [159.5, 209.5]])

@@ -68,6 +68,8 @@ def test_samples_depend_on_seed_epoch_and_index_alone(split: Split) -> None:
 def test_noise_has_the_references_size() -> None:
     grey = np.full((256, 256, 3), 128, np.uint8)
     pool = noise_pool(0)
+    assert len(noise_pool(0, 1024)) >= 2 * 3 * 1024**2  # large inputs find a stretch of their length
+    assert np.array_equal(noise_pool(0, 64), pool)
     noise = with_noise(grey, 1.0, pool, 777) * 255 - 128
     assert abs(noise.std() - 1) < 0.02
     assert abs(noise.mean()) < 0.02
@@ -118,6 +120,43 @@ def test_batches(split: Split) -> None:
     for key, value in batch.items():
         if isinstance(value, torch.Tensor):
             assert torch.isfinite(value).all(), key
+
+
+def test_turned_and_zoomed_samples_fit_together(split: Split) -> None:
+    """Picture, mask, joints, depth and heat maps move as one; without the options nothing moves."""
+    options = DataOptions(noise=0, turn=60, zoom=0.2)
+    maps = HeatmapOptions(jitter=0, missing=0)
+    samples = WildSamples(split, options, form="heatmaps", heatmaps=maps)
+    straight = WildSamples(split, DataOptions(noise=0))
+    index = int(np.flatnonzero(split.rows["has_3d"])[0])
+    upright, turns = straight[index], []
+
+    def plane(points: np.ndarray) -> np.ndarray:
+        """Points about their mean as complex numbers: a turn with a zoom is a factor."""
+        flat = points[:, :2].astype(np.float64)
+        return np.asarray((flat - flat.mean(0)) @ [1, 1j])
+
+    for epoch in range(6):
+        sample = samples[(epoch, index)]
+        before, after = plane(upright["joints_2d"]), plane(sample["joints_2d"])
+        turn = np.vdot(before, after) / np.vdot(before, before)
+        turns.append(turn)
+        assert np.abs(after - turn * before).max() < 1e-3
+        assert sample["depth_ratio"] / upright["depth_ratio"] == pytest.approx(abs(turn), rel=1e-4)
+        assert np.abs(plane(sample["joints_mm"]) - turn / abs(turn) * plane(upright["joints_mm"])).max() < 1e-2
+        assert np.abs(sample["joints_mm"][:, 2] - upright["joints_mm"][:, 2]).max() < 1e-3
+        inside = np.rint(sample["joints_2d"]).astype(int)
+        assert sample["mask"][inside[:, 1], inside[:, 0]].mean() > 0.7
+        assert sample["mask"].sum() == pytest.approx(abs(turn) ** 2 * upright["mask"].sum(), rel=0.3)
+        shown, colour = (s["image"][s["mask"] > 0][:, :3].mean(0) for s in (sample, upright))
+        assert np.abs(shown - colour).max() < 0.02
+        for joint in range(21):
+            peak = np.unravel_index(sample["image"][..., 3 + joint].argmax(), (256, 256))[::-1]
+            assert np.abs(peak - sample["joints_2d"][joint]).max() <= 0.5
+    angles, zooms = np.rad2deg(np.angle(turns)), np.abs(turns)
+    assert 20 < np.ptp(angles) < 120
+    assert 0.8 <= zooms.min() < zooms.max() <= 1.2
+    assert (samples[index]["image"][..., :3] == straight[index]["image"]).all()  # validation does not move
 
 
 def test_heat_maps_peak_at_the_joints(split: Split) -> None:

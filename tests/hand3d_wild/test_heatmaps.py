@@ -15,7 +15,10 @@ from hand3d_wild.heatmaps import (
     gaussian_maps,
     group_paths,
     pack,
+    peaks_of,
     read_group,
+    read_maps,
+    require_groups,
     unpack,
     write_group,
 )
@@ -58,15 +61,44 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     write_group(tmp_path, "3", maps)
     (tmp_path / "3_2.png").unlink()
     (tmp_path / "3_5.png").unlink()
-    with pytest.raises(MissingFileError, match=r"2 of the 8 files of picture 3 are missing: 3_2.png, 3_5.png"):
+    with pytest.raises(MissingFileError, match=r"2 of 7 heat-map files are missing.*: 3_2\.png, 3_5\.png"):
         read_group(tmp_path, "3")
     write_group(tmp_path, "3", maps)
     Image.new("RGB", (9, 8)).save(tmp_path / "3_4.png")
-    with pytest.raises(DataError, match=r"3_4.png: is 9 x 8 pixels, its picture 3.png is 8 x 8"):
+    with pytest.raises(DataError, match=r"3_4.png: is 9 x 8 pixels, its picture 8 x 8"):
         read_group(tmp_path, "3")
     (tmp_path / "3_4.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"3_4.png: cannot be read as a picture"):
+    with pytest.raises(DataError, match=r"3_4\.png: not a readable PNG"):
         read_group(tmp_path, "3")
+
+
+def test_fewer_files_than_pictures_is_one_error(tmp_path: Path) -> None:
+    for stem in ("a", "c"):
+        write_group(tmp_path, stem, np.zeros((21, 8, 8), np.float32))
+    require_groups(tmp_path, ["a", "c"])
+    (tmp_path / "c_6.png").unlink()
+    with pytest.raises(MissingFileError, match=r"8 of 21 .* missing, of 2 of 3 pictures: b_0\.png, .*b_6"):
+        require_groups(tmp_path, ["a", "b", "c"])
+    with pytest.raises(MissingFileError, match=r"b_6\.png, c_6\.png"):
+        require_groups(tmp_path, ["b", "c"])
+    with pytest.raises(MissingFileError, match=r"c_6\.png, \.\.\. -- "):
+        require_groups(tmp_path, ["b", "c", "d"])
+
+
+def test_peaks_are_the_joints(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    points, heights = rng.uniform(40, 280, (21, 2)), rng.uniform(*PEAKS, 21)
+    heights[4] = 0
+    points[5] = (1.0, 318.0)  # half of the blob is outside
+    write_group(tmp_path, "a", gaussian_maps(points, heights, 320).transpose(2, 0, 1))
+    found = peaks_of(unpack(read_maps(tmp_path, "a")))
+    assert not found[4].any()
+    inside = np.arange(21) > 5
+    difference = np.abs(found[inside, :2] - points[inside]).max()
+    print(f"peaks of stored maps: max diff {difference:.3g} px")
+    assert difference < 0.2
+    assert np.abs(found[5, :2] - points[5]).max() < 8.6
+    assert np.abs(found[:, 2] - heights).max() < 2 / 255
 
 
 def test_blobs_stand_at_the_joints() -> None:

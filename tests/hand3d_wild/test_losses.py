@@ -317,12 +317,45 @@ def test_rotation_matrices_do_not_punish_the_same_rotation() -> None:
     assert float(matrix) == pytest.approx(float(small) / 2, rel=1e-3)  # only the second sample counts, as it does there
 
 
+@pytest.mark.parametrize("angle", [0.0, 1e-5, 0.3, 2.0, 3.1])
+def test_geodesic_rotation_loss_is_the_angle(angle: float) -> None:
+    axis = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
+    a, b = torch.zeros(1, 22, dtype=torch.float64), torch.zeros(1, 22, dtype=torch.float64)
+    a[0, 3:6], b[0, 3:6] = 0.4 * axis, (0.4 + angle - 2 * torch.pi * (angle > 2.5)) * axis  # the last: the long way
+    a.requires_grad_()
+    for norm, expected in (("L2", angle**2 / 3), ("L1", angle / 3)):
+        loss = pretrain_losses(a, b, {"rot": 1.0}, norm=norm, rotation="geodesic")["rot"]  # type: ignore[arg-type]
+        assert float(loss.detach()) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        (grad,) = torch.autograd.grad(loss, a)
+        assert torch.isfinite(grad).all()
+        slope = (2 * angle / 3 if norm == "L2" else 1 / 3) if angle else 0.0  # along the axis
+        assert float(-(grad[0, 3:6] * axis).sum()) == pytest.approx(slope, rel=1e-3, abs=1e-6)
+
+
+def test_an_empty_batch_costs_nothing() -> None:
+    pred = Decoder(golden_hand())(torch.zeros(0, 22, requires_grad=True))
+    target = {
+        "joints_2d": torch.zeros(0, 21, 2),
+        "visible": torch.zeros(0, 21, dtype=torch.bool),
+        "joints_mm": torch.zeros(0, 21, 3),
+        "valid_3d": torch.zeros(0, dtype=torch.bool),
+        "mask": torch.zeros(0, 256, 256),
+        "valid_mask": torch.zeros(0, dtype=torch.bool),
+    }
+    weights = {"joints_2d": 1.0, "joints_3d": 1.0, "mask": 1.0, "reg": 1.0}
+    for kind in ("perspective", "3d_norm", "3d_norm_no_detach"):
+        for mask in ("sample", "distance"):
+            losses = wild_losses(pred, target, weights, loss_3d=kind, loss_mask=mask)  # type: ignore[arg-type]
+            assert [float(value.detach()) for value in losses.values()] == [0.0] * 4
+    assert all(float(v) == 0 for v in pretrain_losses(torch.zeros(0, 22), torch.zeros(0, 22)).values())
+
+
 def test_pretraining_refuses() -> None:
     zero = torch.zeros(2, 22)
     for call, message in (
         (lambda: pretrain_losses(zero, zero, {"rotation": 1.0}), "no loss rotation.*scale, trans, rot"),
         (lambda: pretrain_losses(zero, zero, norm="l2"), "norm must be L1 or L2"),  # type: ignore[arg-type]
-        (lambda: pretrain_losses(zero, zero, rotation="euler"), "rotation vector or matrix"),  # type: ignore[arg-type]
+        (lambda: pretrain_losses(zero, zero, rotation="euler"), "rotation vector, matrix or geodesic"),  # type: ignore[arg-type]
         (lambda: pretrain_losses(zero, zero[:1]), r"shape \(B, 22\), got \(2, 22\) and \(1, 22\)"),
         (lambda: pretrain_losses(zero[:, :21], zero[:, :21]), r"shape \(B, 22\)"),
     ):

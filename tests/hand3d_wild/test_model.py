@@ -105,6 +105,18 @@ def test_zero_features_give_the_offset() -> None:
     assert "offset" not in network.state_dict()
 
 
+def test_the_camera_gain_enlarges_the_cameras_steps_alone() -> None:
+    torch.manual_seed(0)
+    network = WildNet(golden_hand(), **TINY).eval()
+    steep = WildNet(golden_hand(), **TINY, camera_gain=30.0).eval()
+    steep.load_state_dict(network.state_dict())
+    x = torch.rand(3, 3, 64, 64)
+    plain, ours = (net.encode(x) - torch.tensor(OFFSET) for net in (network, steep))
+    assert torch.equal(ours[:, 3:], plain[:, 3:])
+    assert max_diff("camera", ours[:, :3] / 30, plain[:, :3].detach().numpy()) < 1e-4
+    assert steep.sizes["camera_gain"] == 30
+
+
 @pytest.mark.parametrize("form", ["rgb", "heatmaps"])
 def test_only_the_stem_in_use_is_trained(form: str) -> None:
     network = WildNet(golden_hand(), **TINY, form=form)  # type: ignore[arg-type]
@@ -190,6 +202,7 @@ def test_initialisations() -> None:
         ({"width": 20}, "width must be a multiple of 16"),
         ({"blocks": [1, 1, 1]}, "four numbers"),
         ({"blocks": [1, 1, 0, 1]}, "four numbers"),
+        ({"camera_gain": 0.0}, "camera_gain must be positive, got 0.0"),
     ],
 )
 def test_bad_sizes(changes: dict[str, Any], message: str) -> None:

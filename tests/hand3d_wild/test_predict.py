@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from hand3d_wild.convert import checkpoint_of, save_checkpoint
+from hand3d_wild.decoder import Decoder
+from hand3d_wild.heatmaps import gaussian_maps, peaks_of, read_maps, write_group
 from hand3d_wild.inference import Predictor, View
 from hand3d_wild.model import WildNet
 from hand3d_wild.predict import list_files, main, share_problem, view_of
@@ -128,7 +130,38 @@ def test_heat_maps_need_keypoints(photo: Path, tmp_path: Path) -> None:
         Predictor(net, "").predict([view])
 
 
-def test_fit_moves_the_joints_onto_the_keypoints(photo: Path, net: str) -> None:
+def test_stored_heat_maps_stand_for_keypoints(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = checkpoint(tmp_path / "maps.pt", "heatmaps")
+    points = np.random.default_rng(0).uniform(60, 260, (21, 2))
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for name in ("7", "8_1"):  # a picture's name may look like that of a heat map
+        Image.open(photo).convert("RGB").resize((320, 320)).save(folder / f"{name}.png")
+        write_group(folder, name, gaussian_maps(points, np.full(21, 0.8), 320).transpose(2, 0, 1))
+    words = ["--crops", "--checkpoint", net]
+    for hand in ("right", "left"):
+        out = tmp_path / hand
+        assert main([str(folder), *words, "--heatmaps", str(folder), "--hand", hand, "--out", str(out)]) == 0
+        assert "2 pictures" in capsys.readouterr().out
+        view = View(np.asarray(Image.open(folder / "7.png")), (0, 319, 0, 319), hand, whole=True)  # type: ignore[arg-type]
+        maps = view.stored_maps(read_maps(folder, "7"), 64)
+        difference = np.abs(peaks_of(maps)[:, :2] - peaks_of(view.maps(points, np.full(21, 0.8), 64))[:, :2]).max()
+        print(f"{hand} hand, maps of files against maps of joints: max diff {difference:.3g} px of 64")
+        assert difference < 1  # half a pixel of 64 from the filter, and half of one from the mirror's W - u
+        expected = Predictor(net, "").predict([view] * 2, [maps, np.zeros_like(maps)])
+        params = np.load(out / "7.npz")["params"]
+        assert np.abs(params - expected[0].params).max() < 1e-4
+        assert np.abs(params - expected[1].params).max() > 1e-2  # they are looked at
+    (folder / "8_1_3.png").unlink()
+    with pytest.raises(MissingFileError, match=r"1 of 14 heat-map files are missing, of 1 of 2 pictures: 8_1_3\.png"):
+        main([str(folder), *words, "--heatmaps", str(folder), "--out", str(tmp_path / "o")])
+    Image.new("RGB", (64, 64)).save(folder / "8_1_3.png")
+    assert main([str(folder), *words, "--heatmaps", str(folder), "--out", str(tmp_path / "o")]) == 1
+    assert "8_1_3.png: is 64 x 64 pixels, its picture 320 x 320" in capsys.readouterr().err
+    assert (tmp_path / "o/7.json").is_file()
+
+
+def test_fit_moves_the_joints_onto_the_keypoints(photo: Path, net: str, capsys: pytest.CaptureFixture[str]) -> None:
     points = np.array(json.loads((photo.parent / "keypoints.json").read_text())["photo.png"])
     words = ("--keypoints", str(photo.parent / "keypoints.json"))
 
@@ -154,11 +187,38 @@ def test_fit_moves_the_joints_onto_the_keypoints(photo: Path, net: str) -> None:
     assert run(photo, net, "--bbox", tight_box(photo), "--fit", "mask", *masks)["fit_error_px"] is None
     assert run(photo, net, *words, "--fit", "both", *masks)["fit"] == "both"
     Image.fromarray(mask[:-1]).save(photo.parent / "masks/photo.png")
-    with pytest.raises(DataError, match="pixels, the header says"):
-        run(photo, net, *words, "--fit", "both", *masks)
+    again = [str(photo), "--checkpoint", net, "--out", str(photo.parent / "o"), *words, *masks]
+    assert main([*again, "--fit", "both"]) == 1
+    assert "pixels, the header says" in capsys.readouterr().err
     Image.fromarray(mask * 0).save(photo.parent / "masks/photo.png")
-    with pytest.raises(DataError, match="no pixel of the silhouette"):
-        run(photo, net, *words, "--fit", "mask", *masks)
+    assert main([*again, "--fit", "mask"]) == 1
+    assert "no pixel of the silhouette" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_cuda_gives_what_the_cpu_gives(photo: Path, net: str) -> None:
+    words = ("--keypoints", str(photo.parent / "keypoints.json"), "--fit", "joints")
+    cpu, cuda = (np.array(run(photo, net, *words, "--device", d)["keypoints_2d"]) for d in ("cpu", "cuda"))
+    difference = np.abs(cpu - cuda).max()
+    print(f"fitted keypoints, cuda against cpu: max diff {difference:.3g} px")
+    assert difference < 5
+
+
+def test_the_fit_leaves_the_network_where_it_is(photo: Path, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fit runs on the CPU; on a GPU the decoder of the network has to stay there."""
+    moved: list[Decoder] = []
+    monkeypatch.setattr(Decoder, "cpu", lambda self: moved.append(self) or self)  # type: ignore[func-returns-value]
+    kept: list[Predictor] = []
+    start = Predictor.__init__
+
+    def keep(self: Predictor, *words: Any, **more: Any) -> None:
+        kept.append(self)
+        start(self, *words, **more)
+
+    monkeypatch.setattr(Predictor, "__init__", keep)
+    run(photo, net, "--keypoints", str(photo.parent / "keypoints.json"), "--fit", "joints")
+    assert len(moved) == 1
+    assert moved[0] is not kept[0].network.decoder
 
 
 def test_the_factor_is_stated_and_checked(capsys: pytest.CaptureFixture[str], photo: Path, net: str) -> None:
@@ -239,6 +299,15 @@ def test_what_is_refused(photo: Path, net: str, tmp_path: Path) -> None:
         (["--keypoints", str(tmp_path / "keypoints.json"), "--order", "nobody"], "no joint order is called"),
         ([*box, "--fit", "joints"], "--fit joints needs 2-D joints"),
         ([*box, "--fit", "mask"], "--fit mask needs silhouettes"),
+        ([*box, "--fit", "mask", "--masks", str(tmp_path / "none")], "--masks: no such folder"),
+        ([*box, "--heatmaps", str(tmp_path)], "--heatmaps are those of crops"),
+        (["--crops", "--heatmaps", str(tmp_path / "none")], "--heatmaps: no such folder"),
+        (["--crops", "--heatmaps", str(tmp_path)], "7 of 7 heat-map files are missing"),
+        (
+            ["--crops", "--keypoints", str(tmp_path / "five.json"), "--heatmaps", str(tmp_path)],
+            "--heatmaps and --keypoints exclude",
+        ),
+        ([*box, "--out", str(tmp_path / "list.json")], r"list\.json: cannot be a folder \(File exists\)"),
         ([*box, "--batch_size", "0"], "--batch_size must be at least 1"),
         ([*box, "--checkpoint", ""], "no checkpoint is given"),
     ]
@@ -255,6 +324,32 @@ def test_what_is_refused(photo: Path, net: str, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=message):
             list_files(inputs, tmp_path / "out")
+
+
+def test_masks_that_do_not_fit_are_passed_over(
+    photo: Path, net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "masks").mkdir()
+    picture = Image.open(photo)
+    for name in ("a", "b", "c"):
+        picture.save(tmp_path / f"pair/{name}.png")
+    Image.new("L", picture.size, 255).save(tmp_path / "masks/b.png")
+    Image.new("L", (30, 30), 255).save(tmp_path / "masks/a.png")
+    words = ["--fit", "mask", "--masks", str(tmp_path / "masks"), "--bbox", tight_box(photo), "--checkpoint", net]
+    assert main([str(tmp_path / "pair"), *words, "--out", str(tmp_path / "o")]) == 1
+    printed = capsys.readouterr()
+    assert "masks/a.png: expected" in printed.err
+    assert "masks/c.png: no such picture" in printed.err
+    assert "1 pictures" in printed.out
+    assert [p.name for p in (tmp_path / "o").glob("*.json")] == ["b.json"]
+
+
+def test_heat_maps_for_a_network_without_them(photo: Path, net: str, tmp_path: Path) -> None:
+    Image.open(photo).resize((320, 320)).save(tmp_path / "0.png")
+    write_group(tmp_path, "0", np.zeros((21, 320, 320), np.float32))
+    with pytest.raises(DataError, match="sees the picture alone"):
+        main([str(tmp_path / "0.png"), "--crops", "--heatmaps", str(tmp_path), "--checkpoint", net])
 
 
 def test_pictures_without_a_place_are_passed_over(

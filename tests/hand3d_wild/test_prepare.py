@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hand3d_wild.crop import from_crop, mirror_points
+from hand3d_wild.heatmaps import gaussian_maps, write_group
 from hand3d_wild.prepare import main, prepare, read_detections, to_wild
 from hand3d_wild.store import MADE, SKIPPED, SOURCES, open_split, read_manifest, text
 from shared.camera import project
@@ -150,6 +151,7 @@ def test_nothing_usable_is_an_error(wild_trees: Path, tmp_path: Path) -> None:
         prepare(config(root, tmp_path / "store", stb="", mpii=""))
 
 
+@pytest.mark.slow
 def test_workers_and_kills_do_not_change_a_store(wild_trees: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "store"
     some = {"panoptic": "", "stb_cameras": "left", "limit": 2}
@@ -218,6 +220,41 @@ def test_detections_take_the_way_of_the_labels(wild_trees: Path, tmp_path: Path)
     assert any("no such keypoint file" in p for p in problems)
     assert any("holds no 'people'" in p for p in problems)
     assert manifest["splits"]["train"]["detections"] == 2
+
+
+def test_detections_of_stored_heat_maps(wild_trees: Path, wild_store: Path, tmp_path: Path) -> None:
+    rows = open_split(wild_store, "train").rows
+    rows = rows[rows["source"] == SOURCES.index("mpii")]
+    for row in rows:  # crops of right and left hands; the maps show right ones
+        points = np.where(row["visible"][:, None], row["points"], 0)
+        maps = gaussian_maps(points, 0.8 * row["visible"], 320).transpose(2, 0, 1)
+        write_group(tmp_path / "det/mpii", row["name"].decode(), maps)
+    (tmp_path / "det/mpii" / f"{rows['name'][1].decode()}_4.png").unlink()
+    options = config(
+        wild_trees, tmp_path / "store", panoptic="", stb="", masks="none", detections=str(tmp_path / "det")
+    )
+    manifest = prepare(options)
+    made = open_split(tmp_path / "store", "train").rows
+    assert made["detected"].tolist() == [True, False, True]
+    for row in made[[0, 2]]:
+        shown = row["visible"] & ((row["points"] > 10) & (row["points"] < 310)).all(-1)
+        difference = np.abs(row["detections"][shown, :2] - row["points"][shown]).max()
+        print(f"peaks against labels: max diff {difference:.3g} px")
+        assert difference < 0.3
+        assert (row["detections"][~row["visible"]] == 0).all()
+    problems = [item["problem"] for item in manifest["skipped"] if item["what"] == "detections"]
+    assert any("1 of 7 heat-map files are missing" in p for p in problems)
+    assert len(problems) == 2  # and the test picture, which has none
+    later = replace(options, out=str(tmp_path / "later"))
+    prepare(replace(later, detections=""))
+    prepare(replace(later, resume=True))
+    assert open_split(tmp_path / "later", "train").rows.tobytes() == made.tobytes()
+
+
+def test_a_store_cannot_be_a_file(wild_trees: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(DataError, match=r"taken: cannot be a folder \(File exists\)"):
+        prepare(config(wild_trees, tmp_path / "taken", masks="none"))
 
 
 def test_detection_files_that_are_refused(tmp_path: Path) -> None:

@@ -89,6 +89,28 @@ def test_distributions() -> None:
     assert np.allclose(wide.betas, 10 * drawn[3].betas)
 
 
+def test_hands_that_face_the_camera_near_the_middle() -> None:
+    """Palm towards the camera (its normal along -z), fingers up, each turned by less than the three angles together."""
+    decoder = Decoder(load_mano("standin"), torch.float64)
+    drawn = [draw(0, i, facing=20, spread=0.1) for i in range(200)]
+    vector = torch.zeros(200, 22, dtype=torch.float64)
+    vector[:, 3:6] = torch.from_numpy(np.stack([d.rot for d in drawn]))
+    joints = decoder(vector).joints_m.numpy()  # wrist, index, middle, pinky, ring, thumb
+    fingers, across = joints[:, 5] - joints[:, 0], joints[:, 1] - joints[:, 9]
+    palm = np.cross(across, fingers)
+    for direction, axis in ((fingers, [0, -1, 0]), (palm, [0, 0, -1])):
+        angle = np.rad2deg(np.arccos((direction / np.linalg.norm(direction, axis=1)[:, None]) @ axis))
+        print(f"away from facing the camera: {angle.mean():.1f} degrees on average, {angle.max():.1f} at most")
+        assert angle.max() < 45
+        assert angle.std() > 3
+    places = np.stack([d.place for d in drawn])
+    assert 0.45 <= places.min() < 0.46
+    assert 0.54 < places.max() <= 0.55
+    for name, value in (("facing", -1.0), ("spread", 1.5), ("spread", float("nan"))):
+        with pytest.raises(DataError, match=f"--{name} must"):
+            synthesize(SynthesizeConfig(out="unused", mano="standin", **{name: value}))  # type: ignore[arg-type]
+
+
 def test_numbers_describe_the_pictures(made: Path) -> None:
     numbers = np.load(made / "train/numbers.npz")
     decoder = Decoder(load_mano("standin"), torch.float64)
@@ -141,6 +163,7 @@ def test_background_outside_and_colours_inside(made: Path) -> None:
     assert white[~mask].std() > 10
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_the_processes(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hand3d_wild.synthesize._PART", 3)  # three parts: both processes have work
     synthesize(options(tmp_path / "two", workers=2))
@@ -246,6 +269,13 @@ def test_bad_manifests(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "handpose/hand3d_wild/store", "version": 1}))
     with pytest.raises(DataError, match="not a manifest of handpose/hand3d_wild/synthetic"):
         read_manifest(tmp_path)
+    half = {"format": "handpose/hand3d_wild/synthetic", "version": 1, "complete": True, "mano": {"source": "standin"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(half | {"options": {"train": "3"}}))
+    with pytest.raises(DataError, match="its options or its hand model are missing"):
+        read_manifest(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/train/images: cannot be a folder"):
+        synthesize(options(tmp_path / "file"))
 
 
 def test_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

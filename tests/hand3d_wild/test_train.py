@@ -4,6 +4,9 @@ that the paper's mask loss causes and the signed-distance one does not."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,6 +150,31 @@ def test_a_run_resumes_exactly_in_the_middle_of_a_schedule(wild_store: Path, tmp
     again = tiny(wild_store, tmp_path / "whole")
     with pytest.raises(DataError, match="holds a run already"):
         train(again.options, again.yaml)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_each_epoch(wild_store: Path, tmp_path: Path) -> None:
+    """Batch statistics are each rank's own: only a term that hardly depends on the features can be compared closely."""
+    size, curves = {1: "4", 2: "2"}, {}
+    for ranks, batch in size.items():
+        words = ["--config", TINY, "--data.store", str(wild_store), "--run", str(tmp_path / f"{ranks}")]
+        words += ["--devices", f"{ranks}", "--batch_size", batch, "--epochs", "1", "--data.val_limit", "4"]
+        words += ["--model.init", "gaussian", "--loss.w_reg", "0"]  # all hands begin as the mean hand
+        done = subprocess.run(
+            [sys.executable, "-m", "hand3d_wild.train", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / f"{ranks}/metrics.csv").read_text().splitlines()[1:]
+        curves[ranks] = {(row[0], row[2]): float(row[3]) for row in (line.split(",") for line in lines)}
+    assert curves[1].keys() == curves[2].keys()  # as many steps, the same terms, one validation
+    one, two = (curves[ranks]["1", "train/joints_2d"] for ranks in size)  # both ranks' samples, not the first rank's
+    print(f"2-D term of the first step: {one:.4f} and {two:.4f}")
+    assert two == pytest.approx(one, rel=0.02)
 
 
 @pytest.mark.parametrize("loss", ["3d_norm", "3d_norm_no_detach"])

@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from selfsup_fitting.config import AugmentOptions, SynthOptions
 from selfsup_fitting.data import (
     CapturedSet,
     Collate,
-    Synthetic,
     SyntheticSet,
     augmented,
     normalised,
     open_shards,
-    without_forearm,
 )
 from selfsup_fitting.hand import load_hand
 from selfsup_fitting.shards import Shards, shard_path
@@ -62,36 +59,17 @@ def test_options_reach_the_synthesiser() -> None:
         assert not torch.equal(plain.depth, other.depth), options
 
 
-def test_hands_turn_as_far_as_asked() -> None:
-    hand, keys = load_hand("standin"), [Synthetic(0, 0, i) for i in range(64)]
+def test_jitter_moves_hands_less() -> None:
+    hand, data = load_hand("standin"), SyntheticSet(16, seed=0)
+    keys = [data[(0, i)] for i in range(16)]
 
-    def towards_camera(options: SynthOptions) -> Tensor:
-        spheres = Collate(hand, options)(keys)["synthetic"].spheres_mm
-        return torch.nn.functional.normalize(spheres[:, 17] - spheres[:, [0, 1]].mean(1), dim=-1)[:, 2]
+    def palms(jitter: float) -> torch.Tensor:
+        spheres: torch.Tensor = Collate(hand, SynthOptions(center="palm", jitter=jitter))(keys)["synthetic"].spheres_mm
+        return spheres[:, 2]
 
-    usual, flat = towards_camera(SynthOptions()), towards_camera(SynthOptions(turn_deg=(-20.0, 20.0)))
-    assert (usual < 0.25).all()  # fingers point to the camera
-    assert (flat.abs() < 0.6).all()
-    assert flat.min() < -0.1 < 0.1 < flat.max()
-
-
-def test_forearms_are_cut() -> None:
-    hand, data = load_hand("standin"), SyntheticSet(8, seed=0)
-    keys = [data[(0, i)] for i in range(8)]
-    whole = Collate(hand, SynthOptions())(keys)["synthetic"]
-    cut = Collate(hand, SynthOptions(cut_forearm=1.0))(keys)["synthetic"]
-    changed = cut.depth != whole.depth
-    assert changed.flatten(1).any(1).sum() >= 3
-    assert (cut.depth[changed] == 1).all()
-    some = Collate(hand, SynthOptions(cut_forearm=0.5))(keys)["synthetic"]
-    assert 0 < (some.depth != whole.depth).flatten(1).any(1).sum() < changed.flatten(1).any(1).sum()
-    # a hand whose fingers point to +x: what lies 30 mm to the left of its wrist goes
-    spheres = torch.zeros(1, 41, 3)
-    spheres[0, 2, 0] = 60.0
-    plane = torch.zeros(1, 64, 64)
-    shown = without_forearm(plane, spheres, torch.tensor([30.0]))[0, 0]
-    assert shown.tolist() == [1.0 if (i - 32) * 300 / 64 < -30 else 0.0 for i in range(64)]
-    assert torch.equal(without_forearm(plane, spheres, torch.tensor([torch.inf])), plane)
+    assert palms(1.0).norm(dim=-1).max() > 10
+    torch.testing.assert_close(palms(0.2), 0.2 * palms(1.0), rtol=0, atol=1e-3)
+    assert palms(0.0).abs().max() < 1e-3
 
 
 def test_training_frames_carry_no_labels(shards: Path, collate: Collate) -> None:

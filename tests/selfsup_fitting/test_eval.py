@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from selfsup_fitting.config import EvalConfig, PredictConfig
-from selfsup_fitting.convert import checkpoint_of, save_checkpoint
-from selfsup_fitting.eval import THRESHOLDS_MM, evaluate, from_uvd, joint_errors, main, scores, to_uvd
-from selfsup_fitting.model import Estimator
+from selfsup_fitting.convert import checkpoint_of, load_estimator, save_checkpoint
+from selfsup_fitting.data import normalised
+from selfsup_fitting.eval import THRESHOLDS_MM, evaluate, from_uvd, joint_errors, main, protocol, scores, to_uvd
+from selfsup_fitting.model import Estimator, heatmap_variance
+from selfsup_fitting.multiview import fuse_views
 from selfsup_fitting.predict import camera_of, find_center, load_crop, numbers, predict, read_picture
 from selfsup_fitting.predict import main as predict_main
 from selfsup_fitting.priors import PoseDenoiser, save_prior
@@ -94,6 +96,14 @@ def test_files_and_numbers(place: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert metrics["mean_mm"] == pytest.approx(expected[:, 0].mean(), abs=1e-3)
     assert metrics["mean_all_views_mm"] == pytest.approx(expected.mean())
     assert [e["mean_mm"] for e in metrics["views"].values()] == pytest.approx(expected.mean((0, 2)).tolist())
+    depth, T = (torch.from_numpy(shards.field(name)) for name in ("depth_mm", "T_canon_view"))
+    with torch.inference_mode():
+        maps = load_estimator(metrics["checkpoint"]).build()(normalised(depth.flatten(0, 1)))[-1].heatmaps
+    fused = fuse_views(torch.from_numpy(spheres), T.double(), heatmap_variance(maps).view(4, 3, 41))[:, 0].numpy()
+    truth = shards.field("joints_mm")[:, 0]
+    assert metrics["mean_fused_views_mm"] == pytest.approx(joint_errors(fused, truth).mean(), abs=1e-3)
+    assert abs(metrics["mean_fused_views_mm"] - expected[:, 0].mean()) > 0.01  # not the first view alone
+    assert f"views fused, without denoiser    {metrics['mean_fused_views_mm']:8.2f} mm" in printed
     assert metrics["complete"]
     assert metrics["mode"] == "synthetic"
     train = Shards(place / "shards/train").field("joints_mm").mean(0)
@@ -105,6 +115,13 @@ def test_files_and_numbers(place: Path, tmp_path: Path, capsys: pytest.CaptureFi
     picture = np.asarray(Image.open(tmp_path / "fit_best.png"))
     assert picture.std() > 20
     assert (tmp_path / "eval_config.yaml").read_text() == "config: 1\n"
+
+
+def test_one_view_is_not_fused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(place / "nyu", tmp_path / "one", views=[2])
+    capsys.readouterr()
+    assert "mean_fused_views_mm" not in run(place, data=str(tmp_path / "one"), out=str(tmp_path / "out"))
+    assert "views fused" not in capsys.readouterr().out
 
 
 def test_denoiser_changes_the_palm_only(place: Path, tmp_path: Path) -> None:
@@ -123,6 +140,36 @@ def test_a_part_is_called_a_part(place: Path, tmp_path: Path, capsys: pytest.Cap
     assert not metrics["complete"]
     assert "(a part of the split)" in capsys.readouterr().out
     assert "baseline_mean_pose" not in metrics
+
+
+def test_summary_of_two_checkpoints(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = run(place, out=str(tmp_path / "first"))
+    torch.manual_seed(5)
+    other = tmp_path / "run/checkpoints/last.pt"
+    save_checkpoint(other, checkpoint_of(Estimator(1, 64), mode="self-supervised", epoch=1))
+    capsys.readouterr()
+    file = tmp_path / "first/metrics.json"
+    second = run(place, checkpoint=[str(other)], compare=str(file))
+    base, a, b = (
+        m["mean_all_views_mm"] for m in (first["baseline_mean_pose"], first, second)
+    )  # mean pose, then each checkpoint
+    found = capsys.readouterr().out.split("summary: ")[1].splitlines()
+    assert found[0] == "mean error of 14 joints over all views, 4 test frames, no denoiser"
+    assert [line.split() for line in found[1:4]] == [
+        ["mean", "pose", "of", "the", "training", "split", f"{base:.2f}", "mm"],
+        ["synthetic", f"{a:.2f}", "mm", f"({a / base:.2f}", "of", "the", "mean", "pose)"],
+        ["self-supervised", f"{b:.2f}", "mm", f"({b / base:.2f}", "of", "the", "mean", "pose)"],
+    ]
+    assert found[4].strip() == f"{abs(100 * (1 - b / a)):.1f} % {'lower' if b < a else 'higher'} than synthetic"
+    assert second["compared_with"]["lower_by"] == pytest.approx(1 - b / a)
+    with pytest.raises(DataError, match="frames 4 there, 2 here"):
+        run(place, out=str(tmp_path / "part"), limit=2, compare=str(file))
+    with pytest.raises(MissingFileError, match="no such evaluation"):
+        run(place, compare=str(tmp_path / "none.json"))
+    for text in ("{", "[]", '{"frames": 4}', '{"frames": 4, "mean_all_views_mm": null}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(DataError, match=r"expected the metrics\.json of an evaluation"):
+            run(place, compare=str(tmp_path / "bad.json"))
 
 
 def test_half_precision_is_near(place: Path, tmp_path: Path) -> None:
@@ -146,6 +193,28 @@ def test_bad_arguments(place: Path) -> None:
         run(place, data="")
     with pytest.raises(MissingFileError, match="no such checkpoint"):
         run(place, checkpoint=["none.pt"])
+    for changes in ({"batch_size": 0}, {"limit": -1}):
+        with pytest.raises(DataError, match="--batch_size must be at least 1, --limit 0 or more"):
+            run(place, **changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="torch sees no CUDA device -- use --device cpu"):
+        run(place, device="cuda")
+    options = PredictConfig(
+        images=["x.png"], checkpoint=str(place / "run/checkpoints/last.pt"), device="cuda", out=str(tmp_path)
+    )
+    with pytest.raises(DataError, match="torch sees no CUDA device"):
+        predict(options)
+
+
+def test_the_protocol_says_what_crops_are_cut_around(place: Path, tmp_path: Path) -> None:
+    prepared(place / "nyu", tmp_path / "near", centers="nearest")
+    metrics = run(place, data=str(tmp_path / "near"), out=str(tmp_path / "out"))
+    assert metrics["protocol"] == "14 joints of NYU, crops around centres found in the pictures, mean over frames"
+    assert metrics["protocol"] in (tmp_path / "out/report.html").read_text()
+    assert protocol({"centers": "folder"}) == "14 joints of NYU, crops around the centres of folder, mean over frames"
 
 
 def test_a_network_that_answers_nonsense(place: Path, tmp_path: Path) -> None:
@@ -212,6 +281,13 @@ def test_pictures_that_cannot_be_used(place: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "nan.npy", np.full((480, 640), np.nan, np.float32))
     with pytest.raises(DataError, match=r"not finite \(NaN\)"):
         read_picture(tmp_path / "nan.npy")
+    np.save(tmp_path / "far.npy", np.full((480, 640), 2**40))
+    with pytest.raises(DataError, match=r"far\.npy: holds depth of 1\.1e\+12 mm, more than 65535"):
+        read_picture(tmp_path / "far.npy")
+    for value in (100.0, 700.0):
+        np.save(tmp_path / "back.npy", np.full((64, 64), value, np.float32))
+        with pytest.raises(DataError, match="nothing in this crop is nearer than the background"):
+            load_crop(tmp_path / "back.npy", "", "588,587,320,240")
     np.save(tmp_path / "cube.npy", np.zeros((4, 4, 4)))
     with pytest.raises(DataError, match=r"expected depth \(H, W\)"):
         read_picture(tmp_path / "cube.npy")
@@ -238,5 +314,6 @@ def test_arguments_of_predict(tmp_path: Path) -> None:
     for text in ("1,2", "1,2,x", "1,2,nan"):
         with pytest.raises(DataError, match="--center: expected 3 numbers"):
             numbers(text, 3, "--center")
-    with pytest.raises(DataError, match="focal lengths must be positive"):
-        camera_of("0,1,2,3")
+    for text in ("0,500,2,3", "500,1e-300,2,3", "1e300,500,2,3"):
+        with pytest.raises(DataError, match="focal lengths must be 1 to 1,000,000 pixels"):
+            camera_of(text)

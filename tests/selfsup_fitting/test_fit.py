@@ -14,8 +14,11 @@ from selfsup_fitting.config import FitConfig
 from selfsup_fitting.convert import checkpoint_of, save_checkpoint
 from selfsup_fitting.fit import fit, fit_pose, fit_spheres, main, plausibility, pose_to_spheres, residual, start_poses
 from selfsup_fitting.hand import load_hand
+from selfsup_fitting.kinematics import forward_kinematics, skin
+from selfsup_fitting.losses import projection
 from selfsup_fitting.model import Estimator
-from selfsup_fitting.render import sphere_depth
+from selfsup_fitting.multiview import rigid_inverse, transform
+from selfsup_fitting.render import mesh_depth, sphere_depth
 from shared.errors import DataError
 
 HAND = load_hand("standin")
@@ -122,3 +125,36 @@ def test_program(
 def test_bad_arguments(options: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         fit(FitConfig(**options))  # type: ignore[arg-type]
+
+
+def test_three_views_of_a_mesh_pull_the_pose_to_its_place() -> None:
+    pose = start_poses(6, 5, HAND)[5:]
+    angles = torch.tensor([0.0, 0.9, -0.9])
+    T = torch.eye(4).repeat(1, 3, 1, 1)
+    T[0, :, 0, 0] = T[0, :, 2, 2] = angles.cos()
+    T[0, :, 0, 2], T[0, :, 2, 0] = angles.sin(), -angles.sin()
+
+    def seen(points: torch.Tensor) -> torch.Tensor:
+        """(1, 3, P, 3) of (1, P, 3) in the first view."""
+        return transform(rigid_inverse(T), points[:, None].expand(-1, 3, -1, -1))
+
+    truth = seen(pose_to_spheres(pose, HAND))
+    verts = seen(skin(forward_kinematics(pose, HAND, torch.full((1, 3), 0.9)), HAND))
+    hand_only = HAND.verts_mm[:, 0] < HAND.sphere_mm[5, 0] + 20  # no sphere stands for the forearm
+    depth = mesh_depth(verts[0], torch.from_numpy(HAND.faces[hand_only[HAND.faces].all(1)]))[None]
+    unit = torch.ones(26)
+    unit[3:6] = 30.0
+    values = (disturbed(pose)[:1] / unit).requires_grad_()
+    optimizer = torch.optim.Adam([values], lr=0.02)
+    losses, errors = [], []
+    for _ in range(80):
+        optimizer.zero_grad()
+        spheres = seen(pose_to_spheres(values * unit, HAND))
+        loss, _ = projection(spheres, T, RADII, depth)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        errors.append(float((spheres.detach() - truth).norm(dim=-1).mean()))
+    print(f"projection {losses[0]:.0f} -> {losses[-1]:.0f}, spheres {errors[0]:.1f} -> {errors[-1]:.1f} mm")
+    assert losses[-1] < 0.6 * losses[0]
+    assert errors[-1] < 0.6 * errors[0]

@@ -133,6 +133,10 @@ def test_sums_do_not_grow_with_the_batch(measured: dict[str, Tensor]) -> None:
     twice_mu, twice_logvar = mu[:6].repeat(2, 1), logvar[:6].repeat(2, 1)
     doubled = losses.vae_objective(x[:12], x[:12], twice_mu, twice_logvar, reduction="frame", views=3)
     torch.testing.assert_close(part, doubled)
+    y = x + 0.3
+    assert float(losses.vae_objective(y, x, mu, logvar, kl_share=0.0)) == pytest.approx(0.09, rel=1e-5)
+    whole, half = (float(losses.vae_objective(y, x, mu, logvar, kl_share=share)) for share in (1.0, 0.5))
+    assert whole - half == pytest.approx(half - 0.09, rel=1e-4)
 
 
 def test_temporal(measured: dict[str, Tensor]) -> None:
@@ -146,6 +150,12 @@ def test_temporal(measured: dict[str, Tensor]) -> None:
     assert float(smooth(sequence[:1])) == 0.0
     assert float(smooth(sequence[:1])) == 0.0  # the same frame again: nothing moved
     assert float(smooth(sequence[1:2])) > 0.0
+
+
+def test_an_empty_batch_divides_nothing_by_zero() -> None:
+    assert float(losses.collision(torch.zeros(0, 3, 41, 3))) == 0
+    mu = torch.zeros(0, 32)
+    assert torch.isnan(losses.vae_objective(torch.zeros(0, 123), torch.zeros(0, 123), mu, mu, reduction="frame"))
 
 
 def test_latent_distance() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selfsup_fitting.convert import load_reference
-from selfsup_fitting.model import Estimator, recover_spheres
+from selfsup_fitting.model import Estimator, heatmap_variance, peak_share, positive_share, recover_spheres
 from shared.errors import DataError
 from tests.golden.fill import fill_state_dict, uniform
 
@@ -76,6 +76,28 @@ def test_coordinates_of_a_single_peak() -> None:
     expected = torch.tensor([[[(12 - 8) * 18.75, (3 - 8) * 18.75, 25.0]]])
     torch.testing.assert_close(recover_spheres(maps, depths), expected, rtol=0, atol=1e-3)
     assert torch.equal(recover_spheres(-torch.ones(1, 1, 16, 16), depths)[..., 2], torch.zeros(1, 1))
+
+
+def test_shares_and_variance_against_the_original() -> None:
+    with np.load(FOLDER / "camera.npz") as file:
+        measured = dict(file)
+    maps = named("camera.noisehm", (3, 41, 16, 16), -0.3, 1.2)
+    near("softmax", peak_share(maps)[:, :2], measured["softmax20_first2"], 1e-5)
+    near("positive share", positive_share(maps)[:, :2], measured["normalised_first2"], 1e-5)
+    near("variance", heatmap_variance(maps), measured["heatmap_variance"], 1e-5)
+
+
+def test_variance_of_peaks() -> None:
+    cells = torch.arange(16.0)
+    peak = torch.exp(-0.5 * ((cells - 7) ** 2 + (cells[:, None] - 6) ** 2))
+    clean, two = (
+        heatmap_variance(peak[None, None]),
+        heatmap_variance(torch.maximum(peak, 0.9 * peak.flip(1))[None, None]),
+    )
+    assert float(clean) == pytest.approx(2 / 256, rel=0.01)  # one cell squared each way
+    far = heatmap_variance((peak + 0.8 * peak.roll(7, 1))[None, None])
+    assert clean < two < far
+    assert float(heatmap_variance(-torch.ones(1, 1, 16, 16))) == 0
 
 
 @pytest.mark.parametrize(("stacks", "parameters"), [(1, 2_308_946), (2, 4_199_588)])

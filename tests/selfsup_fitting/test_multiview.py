@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from selfsup_fitting.model import heatmap_variance
 from selfsup_fitting.multiview import (
     calibrate,
     column_layout,
     crop_poses,
+    fuse_views,
     mutual_transforms,
     rigid_inverse,
     sequences,
@@ -19,6 +21,7 @@ from selfsup_fitting.multiview import (
 )
 from shared.datasets.nyu import rigid_fit
 from shared.errors import DataError
+from tests.golden.fill import uniform
 
 FOLDER = Path(__file__).parents[1] / "golden/selfsup_fitting"
 
@@ -56,6 +59,25 @@ def test_there_and_back() -> None:
         for j in range(3):
             there = transform(pairs[:, i, j], points[:, i])
             torch.testing.assert_close(transform(T[:, j], there), transform(T[:, i], points[:, i]))
+
+
+def test_fused_views_of_the_original() -> None:
+    measured, poses = load("losses"), torch.from_numpy(load("camera_multiview")["camera_poses"])
+    maps = torch.from_numpy(uniform("selfsup.loss.fuse_hm", (2, 3, 41, 16, 16), -0.3, 1.2))
+    fused = fuse_views(torch.from_numpy(measured["joints"]), poses, heatmap_variance(maps))
+    off = float((fused - torch.from_numpy(measured["fused_joints"])).abs().max())
+    print(f"fused joints: max diff {off:.3g} mm")
+    assert off <= 1e-3
+
+
+def test_the_view_of_least_variance_is_believed() -> None:
+    T = torch.from_numpy(random_poses(4)).view(2, 2, 4, 4)
+    spheres, variance = torch.randn(2, 2, 5, 3, dtype=torch.float64), torch.ones(2, 2, 5)
+    variance[:, 1, 2:] = 0.5
+    fused = fuse_views(spheres, T, variance)
+    torch.testing.assert_close(fused[:, 0, :2], spheres[:, 0, :2])
+    torch.testing.assert_close(fused[:, 1, 2:], spheres[:, 1, 2:])
+    torch.testing.assert_close(transform(T, fused)[:, 0], transform(T, fused)[:, 1])
 
 
 def test_rigid_fit_of_the_original() -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from scipy.io import loadmat, savemat
 
 from selfsup_fitting.config import PrepareConfig
 from selfsup_fitting.multiview import transform
-from selfsup_fitting.prepare import MISSING, OUTSIDE, camera_matrix, crop, main, prepare
+from selfsup_fitting.predict import find_center
+from selfsup_fitting.prepare import EMPTY, MISSING, OUTSIDE, camera_matrix, crop, main, prepare
 from selfsup_fitting.shards import Shards, read_manifest, shard_path, spread
 from shared import camera
 from shared.datasets.nyu import read_depth
@@ -137,6 +140,56 @@ def test_other_options_do_not_mix(tree: Path, tmp_path: Path) -> None:
         prepared(tree, tmp_path, splits=["train"], zbuffer=True)
 
 
+@pytest.mark.parametrize("name", ["plan.json", "shard_0000.json"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"kept": -1}'])
+def test_damaged_notes_of_an_earlier_run(tree: Path, tmp_path: Path, name: str, content: str) -> None:
+    prepared(tree, tmp_path, splits=["train"])
+    (tmp_path / "train" / name).write_text(content)
+    other = name == "plan.json" and content.startswith('{"kept"')  # a sound note, of other options
+    with pytest.raises(DataError, match="holds shards made with" if other else rf"{name}: damaged note.*delete it"):
+        prepared(tree, tmp_path, splits=["train"])
+
+
+def test_crops_around_centres_that_are_found(tree: Path, copy: Path, tmp_path: Path) -> None:
+    exact = Shards(prepared(tree, tmp_path / "palm", splits=["train"]) / "train")
+    assert "centers" not in exact.manifest.options
+    (copy / "train/depth_1_0000002.png").write_bytes((copy / "train/depth_1_0000001.png").read_bytes())
+    found = Shards(prepared(copy, tmp_path / "near", splits=["train"], centers="nearest") / "train")
+    assert found.manifest.options["centers"] == "nearest"
+    picture = read_depth(copy / "train/depth_1_0000001.png")
+    expected = find_center(picture, camera_matrix("official"), "picture")
+    for frame in (0, 1):  # the second has the first's picture: labels do not place the crop
+        np.testing.assert_allclose(found[frame]["center_mm"][0], expected, atol=1e-3)
+    moved = exact[0]["joints_mm"] + exact[0]["center_mm"][:, None]  # in the cameras
+    np.testing.assert_allclose(found[0]["joints_mm"] + found[0]["center_mm"][:, None], moved, atol=1e-3)
+    assert 1 < np.linalg.norm(found[0]["center_mm"] - exact[0]["center_mm"], axis=-1).max() < 120
+    for shards in (exact, found):  # all views agree on where the labels are, whatever the centres
+        joints, T = (torch.from_numpy(shards[0][name].copy()) for name in ("joints_mm", "T_canon_view"))
+        canon = transform(T, joints)
+        torch.testing.assert_close(canon, canon[:1].expand_as(canon), rtol=0, atol=0.5)
+    Image.fromarray(np.zeros((480, 640, 3), np.uint8)).save(copy / "train/depth_3_0000003.png")
+    part = read_manifest(prepared(copy, tmp_path / "part", splits=["train"], centers="nearest") / "train")
+    assert part.skipped == {EMPTY: ["train/0000003"]}
+
+
+def test_crops_around_given_centres(tree: Path, tmp_path: Path) -> None:
+    exact = Shards(prepared(tree, tmp_path / "palm", splits=["train"]) / "train")
+    shift = np.array([5.0, -3.0, 10.0])
+    centers = exact.field("center_mm") + shift
+    folder = tmp_path / "centres ü"
+    folder.mkdir()
+    with pytest.raises(MissingFileError, match=r"train_1\.txt: expected the centres of a camera.*palm, nearest"):
+        prepared(tree, tmp_path / "none", splits=["train"], centers=str(folder))
+    for view in (1, 2, 3):
+        np.savetxt(folder / f"train_{view}.txt", centers[:, view - 1], fmt="%.4f")
+    given = Shards(prepared(tree, tmp_path / "given", splits=["train"], centers=str(folder)) / "train")
+    np.testing.assert_allclose(given.field("center_mm"), centers, atol=1e-3)
+    np.testing.assert_allclose(given[0]["joints_mm"], exact[0]["joints_mm"] - shift, atol=1e-2)
+    np.savetxt(folder / "train_2.txt", centers[:2, 1])
+    with pytest.raises(DataError, match=r"train_2\.txt: expected 3 lines, one a frame, found 2"):
+        prepared(tree, tmp_path / "short", splits=["train"], centers=str(folder))
+
+
 def test_options_reach_the_crops(tree: Path, tmp_path: Path) -> None:
     plain = Shards(prepared(tree, tmp_path / "a", splits=["train"]) / "train")
     for name, value in (("zbuffer", True), ("intrinsics", "reference")):
@@ -217,6 +270,7 @@ def test_single_view_where_three_are_asked(copy: Path, tmp_path: Path) -> None:
         ({"data": "", "out": "x"}, "one of --data"),
         ({"data": "x", "original": "y", "out": "x"}, "one of --data"),
         ({"data": "x"}, "--out is missing"),
+        ({"original": "x", "out": "y", "centers": "nearest"}, "--centers needs the pictures"),
         ({"data": "x", "out": "y", "splits": ["val"]}, "--splits"),
         ({"data": "x", "out": "y", "views": [1, 1]}, "--views"),
         ({"data": "x", "out": "y", "shard_size": 0}, "--shard_size"),
@@ -263,6 +317,8 @@ def change_manifest(folder: Path, **changes: object) -> None:
         ({"views": []}, "damaged manifest"),
         ({"frames": [-1]}, "damaged manifest"),
         ({"frames": "many"}, "damaged manifest"),
+        ({"frames": [float("inf")]}, "damaged manifest"),
+        ({"frames": [10**30]}, "damaged manifest: 3 views, 10{30} frames"),
         ({"frames": [2]}, "expected 2 records"),
         ({"frames": [3, 4]}, "a shard is missing"),
     ],
@@ -272,6 +328,27 @@ def test_manifests_that_do_not_fit(tree: Path, tmp_path: Path, changes: dict[str
     change_manifest(tmp_path / "train", **changes)
     with pytest.raises(DataError, match=message):
         Shards(tmp_path / "train")[0]
+
+
+def test_manifests_that_are_none(tree: Path, tmp_path: Path) -> None:
+    prepared(tree, tmp_path, splits=["train"])
+    for content in (b"{", b"[]", b"[" * 100_000, b"\xff\xfe"):
+        (tmp_path / "train/manifest.json").write_bytes(content)
+        with pytest.raises(DataError, match=r"manifest\.json: damaged manifest") as caught:
+            Shards(tmp_path / "train")
+        assert "\n" not in str(caught.value)
+
+
+def test_shards_that_are_other_files(tree: Path, tmp_path: Path) -> None:
+    prepared(tree, tmp_path, splits=["train"])
+    path = shard_path(tmp_path / "train", 0)
+    with path.open("wb") as file:
+        np.savez(file, a=1)
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1" + b" " * 64
+    for content in (path.read_bytes(), b"", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"shard_0000\.npy: damaged shard"):
+            Shards(tmp_path / "train")[0]
 
 
 def test_truncated_shard(tree: Path, tmp_path: Path) -> None:
@@ -294,6 +371,8 @@ def test_spread() -> None:
     assert spread(5, 0).tolist() == [0, 1, 2, 3, 4]
     assert spread(5, 3).tolist() == [0, 2, 4]
     assert spread(3, 9).tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match=r"a limit of frames must be 0 \(all\) or more, got -1"):
+        spread(3, -1)
 
 
 # --- the original's files ---------------------------------------------------------------------------------------------
@@ -346,15 +425,40 @@ def test_files_of_the_original_that_do_not_fit(tree: Path, tmp_path: Path) -> No
         tmp_path / "train", Shards(prepared(tree, tmp_path / "o", splits=["train"]) / "train"), old_layout=False
     )
     poses = tmp_path / "train/mv_data_0_camera_poses.npy"
-    np.save(poses, np.zeros((3, 3, 3, 3)))
-    with pytest.raises(DataError, match=r"expected shape \(3, 3, 4, 4\)"):
+    sound = np.load(poses)
+    for bad in (np.zeros((3, 3, 3, 3)), np.full_like(sound, np.nan), np.full(sound.shape, "x")):
+        np.save(poses, bad)
+        with pytest.raises(DataError, match=r"camera_poses\.npy: expected finite numbers \(3, 3, 4, 4\)"):
+            prepare(options)
+    both = sound.copy()
+    both[..., 3, :3] = both[..., :3, 3] = 1
+    np.save(poses, both)
+    with pytest.raises(DataError, match=r"camera_poses\.npy: camera poses with numbers in both"):
         prepare(options)
+    np.save(poses, sound)
+    depth = np.fromfile(tmp_path / "train/mv_data_0_dms.bat", "<f4")
+    depth[7] = np.nan
+    depth.tofile(tmp_path / "train/mv_data_0_dms.bat")
+    with pytest.raises(DataError, match=r"mv_data_0_dms\.bat: holds depth that is not finite"):
+        prepare(options)
+    depth[7] = 0
+    depth.tofile(tmp_path / "train/mv_data_0_dms.bat")
+    for name in ("dms.bat", "joint_poses.npy", "camera_poses.npy"):
+        shutil.copy(tmp_path / f"train/mv_data_0_{name}", tmp_path / f"train/mv_data_1_{name}")
+    (tmp_path / "train/mv_data_1_shape.pkl").write_bytes(pickle.dumps([(3, 2, 64, 64)], protocol=2))
+    with pytest.raises(DataError, match=r"mv_data_1_shape\.pkl: has 2 views, the files before it 3"):
+        prepare(options)
+    (tmp_path / "train/mv_data_1_shape.pkl").rename(tmp_path / "train/mv_data_x_shape.pkl")
+    with pytest.raises(DataError, match=r"expected mv_data_<number>_shape\.pkl, found mv_data_x_shape\.pkl"):
+        prepare(options)
+    (tmp_path / "train/mv_data_x_shape.pkl").unlink()
     (tmp_path / "train/mv_data_0_dms.bat").write_bytes(b"x")
     with pytest.raises(DataError, match="expected 147456 bytes, found 1"):
         prepare(options)
     (tmp_path / "train/mv_data_0_shape.pkl").write_bytes(pickle.dumps([(3, 3, 32, 32)], protocol=2))
     with pytest.raises(DataError, match=r"expected the shape \(n, views, 64, 64\)"):
         prepare(options)
-    (tmp_path / "train/mv_data_0_shape.pkl").write_bytes(pickle.dumps([(0, 3, 64, 64)], protocol=2))
-    with pytest.raises(DataError, match="a number of frames and views"):
-        prepare(options)
+    for frames in (0, 10**9, float("nan"), "a"):
+        (tmp_path / "train/mv_data_0_shape.pkl").write_bytes(pickle.dumps([(frames, 3, 64, 64)], protocol=2))
+        with pytest.raises(DataError, match="a number of frames and views"):
+            prepare(options)

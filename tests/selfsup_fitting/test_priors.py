@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,13 +158,24 @@ def test_training_learns_and_repeats(kind: str, name: str) -> None:
         ("denoiser", {"input_noise": 0.0}),
         ("vae", {"schedule": "constant"}),
         ("vae", {"scale_range": 0.0}),
+        ("denoiser", {"center": "palm"}),
     ],
 )
-def test_every_switch_changes_the_result(kind: str, change: dict[str, float]) -> None:
+def test_every_switch_changes_the_result(kind: str, change: dict[str, Any]) -> None:
     hand = load_hand("standin")
-    base = {"kind": [kind], "epochs": 1, "samples": 3 * 16, "batch_size": 16}
+    base: dict[str, Any] = {"kind": [kind], "epochs": 1, "samples": 3 * 16, "batch_size": 16}
     plain, other = (train_prior.train(PriorConfig(**options), hand) for options in (base, {**base, **change}))
     assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters(), strict=True))
+
+
+def test_hands_lie_where_captured_crops_have_them() -> None:
+    hand, config = load_hand("standin"), PriorConfig(kind=["vae"], center="palm")
+    centred, usual = (
+        train_prior.sample_spheres(50, hand, c, torch.Generator().manual_seed(0)) for c in (config, PriorConfig())
+    )
+    assert centred[:, 2].abs().max() == 0
+    torch.testing.assert_close(centred, usual - usual[:, 2:3])
+    assert usual[:, 2].norm(dim=-1).mean() > 15
 
 
 def test_a_diverging_training_stops() -> None:

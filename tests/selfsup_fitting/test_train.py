@@ -291,7 +291,10 @@ def test_starts_from_the_given_weights(place: Path, tmp_path: Path) -> None:
         (["--mode", "self-supervised", "--no-mv-projection", "--no-mv-consistency", "--no-prior", "--no-collision",
           "--no-bone-length"], "every term off"),
         (["--resume", "--init", "x.pt"], "--resume continues with the run's own weights"),
-        (["--synth.images", "0"], r"--synth\.images must be at least 1"),
+        (["--synth.images", "0"], r"--synth\.images must be at least 1, got 0"),
+        (["--augment.resize_share", "-1"], r"--augment\.resize_share must be 0 to 1"),
+        (["--data.val_limit", "-2"], r"--data\.val_limit must be at least -1"),
+        (["--data.train_limit", "-1"], r"--data\.train_limit must be at least 0"),
         (["--mode", "self-supervised", "--temporal", "--no-prior", "--devices", "2"], "--temporal needs the frames"),
     ],
 )  # fmt: skip
@@ -328,7 +331,7 @@ def test_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "6 synthetic images an epoch" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["standin_synthetic", "standin_selfsup", "release", "author_log", "tiny"])
+@pytest.mark.parametrize("name", ["standin_synthetic", "standin_selfsup", "synthetic", "release", "author_log", "tiny"])
 def test_presets_can_be_read(name: str) -> None:
     configured(name)
 

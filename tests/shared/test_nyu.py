@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,7 +29,8 @@ from shared.datasets import nyu
 from shared.datasets.base import FrameDataset
 from shared.errors import DataError, MissingFileError
 from shared.skeletons import get, order
-from shared.standin.nyu import JOINT_NAMES, rig, write_nyu
+from shared.standin.nyu import JOINT_NAMES, rig, sample_nyu_hand, write_nyu
+from shared.standin.scene import standin_layer, to_skeleton
 from tests.shared.depth_checks import on_surface
 
 FRAMES = 3
@@ -84,9 +86,10 @@ def test_labels_fall_on_the_hand(tree: Path, cam: int) -> None:
     assert max(np.mean(flipped), np.mean(mirrored)) < np.mean(good) - 0.3
 
 
-def test_views_are_one_hand(tree: Path) -> None:
+def test_views_are_one_hand(tmp_path: Path) -> None:
     """Camera poses carry the side views' labels, and their depth pictures, onto camera 1's."""
-    dataset = nyu.open(tree, "train", cameras=(1, 2, 3))
+    write_nyu(tmp_path, frames=FRAMES, seed=1, noise=False)
+    dataset = nyu.open(tmp_path, "train", cameras=(1, 2, 3))
     truth = np.linalg.inv(rig())
     difference = np.abs(dataset.T_cam1_cam - truth).max()
     print(f"rig poses max diff {difference:.3g}, rms {dataset.rig_rms_mm.max():.3g} mm")
@@ -169,6 +172,52 @@ def test_real_labels_know_the_second_subject(real_data: Path) -> None:
     print(f"wrist width {width[:border].mean():.2f} +- {width[:border].std():.2g}, then {width[border:].mean():.2f}")
     assert np.abs(width[:border] - 35.3).max() < 0.5
     assert width[border:].max() < 31
+
+
+def test_real_wrist_points_are_named_like_ours(real_data: Path) -> None:
+    """PALM_1 is on the little finger's side: in the public test labels, and in the stand-in's."""
+    text = gzip.decompress((real_data / "predictions" / "nyu" / "nyu_test_groundtruth_label.txt.gz").read_bytes())
+    uvd = np.array([line.split() for line in text.splitlines()], float).reshape(-1, 14, 3)
+    names = get("nyu14").index
+    for joints in (camera.uvd_to_xyz(uvd, nyu.K), to_skeleton(_flat_joints(), "nyu14")[None]):
+        across = joints[:, names("wrist_side_2")] - joints[:, names("wrist_side_1")]
+        to_thumb = joints[:, names("thumb_root")] - joints[:, [names(f"wrist_side_{i}") for i in (1, 2)]].mean(1)
+        share = ((across * to_thumb).sum(-1) > 0).mean()
+        print(f"wrist_side_2 on the thumb's side: {share:.3f}")
+        assert share > 0.99
+
+
+def _flat_joints() -> np.ndarray[Any, Any]:
+    zero = torch.zeros(1, 58, dtype=torch.float64)
+    return standin_layer()(zero[:, :48], zero[:, 48:]).joints[0].numpy()
+
+
+def test_hands_of_the_tree(tree: Path) -> None:
+    """Fingers point towards every camera, the forearm is seen, pictures are noisy, and do not depend on the workers."""
+    xyz = nyu.read_labels(tree / "train" / "joint_data.mat").xyz_mm
+    direction = xyz[:, :, 32] - xyz[:, :, 35]  # wrist to palm
+    tilt = direction[..., 2] / np.linalg.norm(direction, axis=-1)
+    print(f"towards the camera: {np.round(-tilt, 2).tolist()}")
+    assert tilt[0].max() < -np.sin(np.deg2rad(25))
+    assert tilt.max() < 0.25
+    hand, faces = sample_nyu_hand(1, 0, person=0, center_mm=np.zeros(3))
+    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1)
+    assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()  # closed
+    volume = np.einsum("fi,fi->", hand.verts_mm[faces[:, 0]], np.cross(*hand.verts_mm[faces[:, 1:]].swapaxes(0, 1))) / 6
+    assert volume > 3e5  # cubic mm; outside is outside
+    assert np.linalg.norm(hand.verts_mm[778:] - hand.verts_mm[:778].mean(0), axis=1).max() > 200
+
+
+def test_workers_and_noise(tree: Path, tmp_path: Path) -> None:
+    write_nyu(tmp_path / "two", frames=FRAMES, seed=1, workers=2)
+    write_nyu(tmp_path / "clean", frames=FRAMES, seed=1, noise=False)
+    name = "test/depth_3_0000002.png"
+    assert (tmp_path / "two" / name).read_bytes() == (tree / name).read_bytes()
+    noisy, clean = nyu.read_depth(tree / name), nyu.read_depth(tmp_path / "clean" / name)
+    both = (noisy < nyu.FAR_MM) & (clean < nyu.FAR_MM)
+    print(f"noise {np.std((noisy - clean)[both]):.2f} mm, lost {(clean < nyu.FAR_MM).sum() - both.sum()} pixels")
+    assert 1 < np.std((noisy - clean)[both]) < 5
+    assert both.sum() < (clean < nyu.FAR_MM).sum()
 
 
 def test_frame_and_summary(tree: Path) -> None:
@@ -330,7 +379,7 @@ def test_damaged_content(tree: Path, tmp_path: Path) -> None:
     for at in range(3000, 3400, 7):  # inside joint_uvd
         content[at] ^= 0x55
     (tmp_path / "j.mat").write_bytes(bytes(content))
-    with pytest.raises(DataError, match=r"damaged MATLAB file|cannot be read"):
+    with pytest.raises(DataError, match=r"damaged MATLAB file|cannot be read|pixels apart"):
         nyu.read_labels(tmp_path / "j.mat")
 
 

@@ -483,6 +483,13 @@ def test_damaged_files_are_refused_or_read_but_nothing_else(load: Any, data: st.
         load(bytes(broken[:cut]))
 
 
+def test_the_limit_on_instructions_can_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "many.pkl").write_bytes(b"\x80\x02" + b"N0" * 60_000 + b"N.")
+    assert load_restricted_pickle(tmp_path / "many.pkl", max_opcodes=120_003) is None
+    with pytest.raises(DataError, match="more than 120,002 instructions"):
+        load_restricted_pickle(tmp_path / "many.pkl", max_opcodes=120_002)
+
+
 def test_every_known_opcode_is_decided() -> None:
     """No opcode of Python's own list falls through to "no pickle instruction"."""
     from shared.safe_io import _Machine, _Refused
@@ -558,6 +565,7 @@ GOOD_NPY = npy(np.arange(4.0))
         (GOOD_NPY.replace(b"(4,)", b"(9**9,)"), "not an .npy array"),
         (GOOD_NPY.replace(b"(4,), }       ", b"(400000000000,)}")[: len(GOOD_NPY)], "need 3200000000000 bytes"),
         (b"\x93NUMPY\x09\x00" + GOOD_NPY[8:], "version"),
+        (GOOD_NPY.replace(b"(4,), }", b"(4,    "), "not an .npy array"),
         (b"hello", "not an .npy array"),
         (b"", "not an .npy array"),
     ],

@@ -137,6 +137,8 @@ def test_our_format_remembers_everything(tmp_path: Path) -> None:
         ({"parts": ["encoder", "decoder"]}, "missing decoder"),
         ({"model": {"bogus": 1}}, "malformed entry"),
         ({"model": {"width": 0.2}}, "has shape"),
+        ({"model": {"node_centre": "middle"}}, "node centre 'middle' and intrinsics 'true' are not known"),
+        ({"intrinsics": "inverted"}, "node centre 'avg' and intrinsics 'inverted' are not known"),
         ({"state_dict": {}}, "missing encoder"),
     ],
 )

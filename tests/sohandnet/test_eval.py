@@ -36,9 +36,11 @@ def store(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tree, tmp_path_factory.mktemp("eval") / "store").root
 
 
-def write_network(path: Path, seed: int = 0, intrinsics: str = "true", parts: Any = ("encoder", "estimator")) -> str:
+def write_network(
+    path: Path, seed: int = 0, intrinsics: str = "true", parts: Any = ("encoder", "estimator"), joints: int = 16
+) -> str:
     torch.manual_seed(seed)
-    network = SoHandNet(width=0.1, parts=parts)
+    network = SoHandNet(width=0.1, parts=parts, joints=joints)
     save_checkpoint(path, checkpoint_of(network, intrinsics=intrinsics, stage="estimator", epoch=seed))
     return str(path)
 
@@ -218,6 +220,11 @@ def test_what_cannot_be_evaluated(network: str, store: Path, tree: Path, tmp_pat
     half = write_network(tmp_path / "half.pt", parts=("encoder", "decoder"))
     with pytest.raises(DataError, match="holds encoder and decoder, not the estimator"):
         run(half, store, tmp_path)
+    more = write_network(tmp_path / "more.pt", joints=21)
+    with pytest.raises(DataError, match=r"more\.pt: has 21 joints, the store 16"):
+        evaluate(EvalConfig(checkpoints=[network, more], store=str(store), out=str(tmp_path)))
+    with pytest.raises(DataError, match="--out is a file, or lies in one"):
+        evaluate(EvalConfig(checkpoints=[network], store=str(store), out=network))
     only_test = make_store(tree, tmp_path / "store", split="test").root
     with pytest.raises(DataError, match="the store has no train split"):
         run(network, only_test, tmp_path)

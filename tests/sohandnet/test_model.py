@@ -226,6 +226,16 @@ def test_a_batch_of_one_equals_one_of_a_batch(variant: Any) -> None:
         torch.testing.assert_close(alone, network(batch)[1:2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("variant", list(VARIANTS.values()))
+def test_an_empty_batch_gives_no_joints(variant: Any) -> None:
+    network = SoHandNet(estimator=variant, width=0.1, joints=21).eval()
+    batch = {name: value[:0] for name, value in random_batch(1).items()}
+    with torch.inference_mode():
+        assert network(batch).shape == (0, 21, 3)
+        clouds = network.decoder(network.encode(batch).feature)
+    assert (clouds.full.shape, clouds.coarse.shape) == ((0, 3, 1280), (0, 3, 256))
+
+
 @pytest.mark.parametrize("variant", ["v2.1", "v3", "v6"])
 def test_detach_global_stops_the_gradient(variant: Any) -> None:
     torch.manual_seed(0)

@@ -119,6 +119,23 @@ def test_index_max_equals_the_reference(
             same(ours, theirs)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("channels", "nodes"), [(70, 16), (40, 1024), (100, 5000)])
+@pytest.mark.parametrize("last", LAYOUTS)
+def test_index_max_in_several_blocks_of_channels(
+    native: str, both: Both, batch: int, channels: int, nodes: int, last: bool
+) -> None:
+    data = feature_of((batch, channels, 700), torch.float32, last, native)
+    index = integers(nodes, batch, 700, device=native)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for mine, plain in zip(*both(lambda: ops.index_max(data, index, nodes)), strict=True):
+            same(mine, plain)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("nodes", SIZES[1:5])
 @pytest.mark.parametrize("last", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)

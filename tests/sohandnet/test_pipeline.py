@@ -69,7 +69,7 @@ def test_other_options_are_refused(store: Path, tmp_path: Path) -> None:
         pipeline(options(PipelineConfig, store, tmp_path / "run", *more, "--label-ratio", "0.5"))
 
 
-@pytest.mark.parametrize("name", ["standin", "tiny", "paper", "paper-semi"])
+@pytest.mark.parametrize("name", ["standin", "standin-semi", "tiny", "paper", "paper-semi"])
 def test_presets_can_be_read(name: str) -> None:
     words = ["--config", str(ROOT / f"sohandnet/configs/{name}.yaml")]
     for cls in (Recipe, PipelineConfig, AblationConfig):

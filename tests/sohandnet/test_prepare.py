@@ -249,6 +249,13 @@ def test_an_interrupted_preparation_goes_on(tree: Path, store: Path, tmp_path: P
         make_store(tree, out)
     with pytest.raises(DataError, match="the interrupted preparation has seed = 0, this one 7"):
         make_store(tree, out, seed=7, resume=True)
+    note = out / ".parts-train/job.json"
+    told = note.read_text()
+    for damaged in (told[:20], "[1]", ""):
+        note.write_text(damaged)
+        with pytest.raises(DataError, match=r"job\.json: damaged -- remove .*\.parts-train and prepare again"):
+            make_store(tree, out, resume=True)
+    note.write_text(told)
     labels = tree / "Training/labels.txt"
     before = labels.read_text()
     try:
@@ -296,6 +303,9 @@ def test_frames_that_cannot_be_used_are_counted(tree: Path, tmp_path: Path, caps
     place = next(i for i, line in enumerate(lines) if line.startswith(names[4]))
     lines[place] = label_line(f"{names[4]}.png", uvd)
     (broken / "Training/labels.txt").write_text("".join(lines))
+    uvd[5, 2] = 1e6
+    frame = frame_of(np.zeros((240, 320)), uvd)
+    assert from_depth(frame, settings()) == "labels with a joint more than 10 m away"
     split = make_store(broken, tmp_path / "store", split="train").split("train")
     assert split.skipped == {
         "empty crops": [names[0]],
@@ -368,6 +378,25 @@ def test_the_nearest_object() -> None:
     assert from_depth(frame, settings(crop="depth")) == "frames in which no hand was found"
 
 
+def test_a_hand_at_a_forearm() -> None:
+    """The cube ends at the fingertips, whatever hangs at the other side; a body behind and a wall do not count."""
+    depth = np.full((240, 320), 1400, np.float32)
+    depth[:, 250:] = 700  # a body
+    depth[60:240, 140:180] = 400  # a hand with its forearm, down to the border
+    found = orient.find_hand(depth, ICVL_K)
+    tips = camera.uvd_to_xyz([159.5, 60, 400], ICVL_K)
+    np.testing.assert_allclose(found, np.add(tips, [0, 100, 0]), atol=4)
+
+
+def test_a_slanted_hand_is_found() -> None:
+    """Every slice of depth is smaller than the smallest region."""
+    v = np.arange(240)[:, None]
+    depth = np.where((v >= 40) & (v < 200) & (abs(np.arange(320) - 160) < 10), 300.0 + v, 0)
+    found = orient.find_hand(depth, ICVL_K)
+    assert abs(found[2] - 400) < 40
+    assert orient.find_hand(np.where(v < 50, depth, 0), ICVL_K) is None  # 190 pixels
+
+
 # --- the original's processed files ----------------------------------------------------------------------------------
 
 
@@ -435,6 +464,8 @@ def test_the_published_archive(tmp_path: Path) -> None:
         ({"Volume_length": np.full((3, 1), np.nan)}, "frame 0: the box has numbers that are not finite"),
         ({"Point_Cloud": np.full((3, 9, 6), np.inf)}, "frame 0: the cloud has numbers that are not finite"),
         ({"Volume_offset": np.zeros((3, 2))}, "found .* 1 and 2"),
+        ({"Volume_length": np.zeros((3, 1))}, "frame 0: the box has the length 0"),
+        ({"Volume_rotate": np.ones((3, 3, 3))}, "frame 0: the axes of the box are not at right angles"),
     ],
 )
 def test_bad_matlab_files(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -450,6 +481,9 @@ def test_bad_matlab_files(tmp_path: Path, changes: dict[str, Any], message: str)
         ({"som_node": None}, r"1\.npz: has no som_node; found pc, sn"),
         ({"sn": np.zeros((3, 3))}, r"positions \(1024, 3\), normals \(3, 3\)"),
         ({"gt_xyz": np.full((16, 3), np.nan)}, "the label has numbers that are not finite"),
+        ({"som_node": np.full((64, 3), np.inf)}, "the map has numbers that are not finite"),
+        ({"pc": np.full((1024, 3), "a")}, r"1\.npz: pc has no numbers, but <U1"),
+        ({"pc": np.zeros((0, 3)), "sn": np.zeros((0, 3))}, "no frame is left for the test split: 3 empty crops"),
     ],
 )
 def test_bad_archives(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -477,8 +511,11 @@ def test_folders_without_processed_files(tmp_path: Path) -> None:
     [
         ({"data": ""}, "--data is empty"),
         ({"out": ""}, "--out is empty"),
-        ({"nodes": 60}, "--nodes must be a square number, got 60"),
-        ({"nodes": 0}, "--nodes must be a square number, got 0"),
+        ({"nodes": 60}, "--nodes must be a square number from 1 to 1024, got 60"),
+        ({"nodes": 0}, "--nodes must be a square number .* got 0"),
+        ({"nodes": 33 * 33}, "--nodes must be a square number .* got 1089"),
+        ({"out": str(Path(__file__))}, "--out is a file"),
+        ({"out": f"{__file__}/store"}, "--out is a file, or lies in one"),
         ({"neighbours": 65}, r"--neighbours must be between 1 and 64 \(--nodes\), got 65"),
         ({"points": 0}, "--points must be at least 1"),
         ({"workers": -1}, "--workers must be at least 0"),

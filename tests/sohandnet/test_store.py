@@ -54,6 +54,7 @@ def test_missing_folders_and_manifests(store: Path) -> None:
         ({"splits": {"train": {"frames": 0, "shapes": {}, "skipped": {}}}}, "a split without frames"),
         ({"splits": {"train": {"frames": 3}}}, "not a complete manifest"),
         ({"splits": [1]}, "not a complete manifest"),
+        ({"splits": {"../train": {}}}, "a split called '../train'"),
     ],
 )
 def test_bad_manifests(store: Path, changes: dict[str, Any], message: str) -> None:
@@ -61,6 +62,47 @@ def test_bad_manifests(store: Path, changes: dict[str, Any], message: str) -> No
     with pytest.raises(DataError, match=message) as error:
         open_store(store)
     assert "manifest.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("intrinsics", "inverted", "manifest.json: intrinsics: expected true or reference, got 'inverted' -- prepare"),
+        ("crop", "hand", "not a complete manifest .*hand"),
+        ("cube_mm", "wide", "not a complete manifest"),
+        ("K", [1, 2], "expected a 3x3 pinhole matrix .* got .1.0, 2.0."),
+        ("K", [[float("nan")] * 3] * 3, "expected a 3x3 pinhole matrix"),
+        ("K", [[-240, 0, 160], [0, 240, 120], [0, 0, 1]], "positive focal lengths"),
+        ("nodes", 49, "node of .* where the options and the number of frames say .3, 3, 49."),
+    ],
+)
+def test_bad_options_of_a_manifest(store: Path, key: str, value: Any, message: str) -> None:
+    options = json.loads((store / "manifest.json").read_text())["options"] | {key: value}
+    edit(store, options={**options, **({"crop": "depth"} if key == "cube_mm" else {})})
+    with pytest.raises(DataError, match=message):
+        open_store(store)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": 2}, "cloud of .3, 6, 1024. where the options and the number of frames say .2, 6"),
+        ({"frames": "many"}, "not a complete manifest"),
+        ({"skipped": {"empty crops": 3}}, "skipped frames that are no lists"),
+        ({"shapes": dict.fromkeys(DTYPES, 3)}, "not a complete manifest"),
+    ],
+)
+def test_bad_records_of_a_split(store: Path, changes: dict[str, Any], message: str) -> None:
+    splits = json.loads((store / "manifest.json").read_text())["splits"]
+    splits["train"] |= changes
+    edit(store, splits=splits)
+    with pytest.raises(DataError, match=message):
+        open_store(store)
+
+
+def test_no_store_is_given() -> None:
+    with pytest.raises(DataError, match="no store is given"):
+        open_store("")
 
 
 def test_a_damaged_manifest(store: Path) -> None:

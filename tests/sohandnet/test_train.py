@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from shared.options import parse
 from shared.training import EpochBatches
 from sohandnet.config import OptimOptions, Recipe, StageOptions, TrainConfig, bn_momentum, positional_labels, stairs
 from sohandnet.convert import load_checkpoint, save_checkpoint
-from sohandnet.labels import LabelledBatches, labelled_flags
+from sohandnet.labels import LabelledBatches, check_same_labels, label_record, labelled_flags
 from sohandnet.model import SoHandNet
 from sohandnet.train import freeze_untrained, lr_factor, make_optimizer, set_bn_momentum, stage_loss, train
 from tests.sohandnet.common import GOLDEN, make_store
@@ -170,6 +173,19 @@ def test_lists_that_are_refused(tmp_path: Path, text: str, message: str) -> None
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         labelled_flags(Recipe(labelled_list=str(path)), [f"s/{i}" for i in range(4)], 8)
+
+
+def test_a_list_of_another_editor(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffa/1\r\n\r\na/0 \r\n".encode())  # Windows: a mark at the start, carriage returns
+    flags = labelled_flags(Recipe(labelled_list=str(path)), ["a/0", "a/1", "a/2"], 2)
+    assert flags.tolist() == [True, True, False]
+
+
+def test_a_damaged_record_of_labels() -> None:
+    ours = label_record(np.array([True, False]), ["a", "b"])
+    with pytest.raises(DataError, match="the labels of None of None training frames; this run has 1 of 2"):
+        check_same_labels({"digest": "0"}, ours, "start.pt")
 
 
 def test_missing_list(tmp_path: Path) -> None:
@@ -349,6 +365,36 @@ def test_joint_stage_learns_on_one_batch(store: Path, tmp_path: Path, step: str)
     losses = [float(row[3]) for row in rows if row[2] == "train/pose"]
     assert len(losses) > 10
     assert losses[-1] < 0.5 * losses[0], losses
+
+
+def test_two_ranks_train_on_both_kinds_of_frames(store: Path, tmp_path: Path) -> None:
+    """Half of every batch on each of two ranks: the losses of one rank, where batch statistics take no part."""
+    more = ["--label-ratio", "0.5", "--freeze-batchnorm", "--data.val-limit", "-1"]  # and an own unlabelled step
+    run_stage(store, tmp_path / "1", "joint", *more, "--batch-size", "8")
+    words = ["--config", TINY, "--data.store", str(store), "--stage", "joint", "--run", str(tmp_path / "2"), *more]
+    command = [sys.executable, "-m", "sohandnet.train", *words, "--batch-size", "4", "--devices", "2"]
+    single = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=single, check=False)
+    assert done.returncode == 0, done.stderr
+    curves = []
+    for ranks in ("1", "2"):
+        rows = [line.split(",") for line in (tmp_path / ranks / "metrics.csv").read_text().splitlines()[1:]]
+        curves.append({(row[0], row[2]): float(row[3]) for row in rows if row[2] in ("train/pose", "train/decoder")})
+    one, two = curves
+    assert len(one) == 4  # two steps, both losses
+    worst = max(abs(two[key] / one[key] - 1) for key in one)
+    print(f"largest relative difference of a loss: {worst:.1e}")
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_a_last_batch_of_labelled_frames_alone(store: Path, tmp_path: Path) -> None:
+    # 12 frames in batches of 8, 5 labelled: by the positional rule the last batch has 4 labelled frames and no other.
+    more = ["--label-rule", "positional", "--label-ratio", "0.7", "--batch-size", "8", "--data.val-limit", "-1"]
+    run_stage(store, tmp_path / "run", "joint", *more)
+    rows = [line.split(",") for line in (tmp_path / "run/metrics.csv").read_text().splitlines()[1:]]
+    losses = [float(row[3]) for row in rows if row[2] == "train/loss"]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
 
 
 def test_point_dropout_takes_the_same_points_of_all_samples() -> None:

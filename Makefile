@@ -48,7 +48,7 @@ $(STANDIN)/msra/standin.json: | $(STAMP)
 frames_ho3d := 800
 frames_icvl := 1000
 frames_nyu := 400
-frames_stb := 400
+frames_stb := 480
 frames_panoptic := 100
 frames_mpii_nzsl := 100
 standin_frames = $(or $(frames_$*),64)
@@ -197,7 +197,7 @@ viewer: .venv/.viewer ## a hand with 26 sliders in the browser: spheres, depth, 
 WILD_RUN = $(or $(RUN),runs/wild/$(basename $(notdir $(CONFIG))))
 WILD_DATA = $(or $(DATA),$(STANDIN))
 WILD_SYNTH = data/prepared/wild-synthetic-$(if $(DATA),mano,standin)
-WILD_PICTURES = $(if $(DATA),,--train 3000 --test 100 --facing 45 --spread 0.1 --shape_range 0.5)
+WILD_PICTURES = $(if $(DATA),,--train 4000 --test 100 --facing 45 --spread 0.1 --shape_range 0.5)
 WILD_STORE = $(or $(STORE),data/prepared/wild-$(if $(DATA),real,standin))
 WILD_CKPT = $(or $(CKPT),$(WILD_RUN)/checkpoints/last.pt)
 WILD_MANO = $(or $(MANO),$(if $(DATA),,standin))

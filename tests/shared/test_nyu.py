@@ -29,6 +29,7 @@ from shared.datasets import nyu
 from shared.datasets.base import FrameDataset
 from shared.errors import DataError, MissingFileError
 from shared.skeletons import get, order
+from shared.standin.all import write_sets
 from shared.standin.nyu import JOINT_NAMES, rig, sample_nyu_hand, write_nyu
 from shared.standin.scene import standin_layer, to_skeleton
 from tests.shared.depth_checks import on_surface
@@ -82,7 +83,7 @@ def test_labels_fall_on_the_hand(tree: Path, cam: int) -> None:
     print(
         f"camera {cam}: on surface {np.mean(good):.2f}, y up {np.mean(flipped):.2f}, mirrored {np.mean(mirrored):.2f}"
     )
-    assert np.mean(good) > 0.7  # the rest is hidden by other fingers
+    assert np.mean(good) > 0.6  # the rest is hidden by other fingers, or curled into the palm
     assert max(np.mean(flipped), np.mean(mirrored)) < np.mean(good) - 0.3
 
 
@@ -209,10 +210,10 @@ def test_hands_of_the_tree(tree: Path) -> None:
 
 
 def test_workers_and_noise(tree: Path, tmp_path: Path) -> None:
-    write_nyu(tmp_path / "two", frames=FRAMES, seed=1, workers=2)
+    write_sets(tmp_path / "two", ["nyu"], frames=FRAMES, seed=1, workers=2)
     write_nyu(tmp_path / "clean", frames=FRAMES, seed=1, noise=False)
     name = "test/depth_3_0000002.png"
-    assert (tmp_path / "two" / name).read_bytes() == (tree / name).read_bytes()
+    assert (tmp_path / "two/nyu" / name).read_bytes() == (tree / name).read_bytes()
     noisy, clean = nyu.read_depth(tree / name), nyu.read_depth(tmp_path / "clean" / name)
     both = (noisy < nyu.FAR_MM) & (clean < nyu.FAR_MM)
     print(f"noise {np.std((noisy - clean)[both]):.2f} mm, lost {(clean < nyu.FAR_MM).sum() - both.sum()} pixels")

@@ -91,8 +91,8 @@ def shorten(command: str, place: Path) -> str:
     names = r"depth\.png|out|predictions\.txt\.gz|labels\.txt\.gz|scores\.json|figures|sheet\.png|nyu\.png|epoch14\.pth"
     names += r"|photo\.jpg|msra_s3\.pt|result\.txt|result_world\.txt|test_s3_gt\.txt|test_res\.txt"
     command = re.sub(rf"(?<=[\s\"])({names})(?=[\s\"]|$)", lambda match: str(place / match[1]), command)
-    command = command.replace("configs/standin.yaml", "configs/tiny.yaml").replace("--frames 2000", "--frames 153")
-    command = re.sub(r"configs/standin[_-]s\w+\.yaml", "configs/tiny.yaml", command).replace("--frames 64", "--frames 8")
+    command = re.sub(r"configs/standin([_-]s\w+)?\.yaml", "configs/tiny.yaml", command)
+    command = command.replace("--frames 2000", "--frames 153").replace("--frames 64", "--frames 8")
     command = command.replace("--samples 60000", "--samples 512").replace("--steps 50", "--steps 2")
     if "--init" in command and "selfsup" in command:
         command += " --mode self-supervised"  # the small preset serves both modes

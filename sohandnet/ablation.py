@@ -91,7 +91,8 @@ def draw_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
         )
     axes.set_xlabel("labelled training frames (%)")
     axes.set_ylabel("mean joint error (mm)")
-    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 105)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:

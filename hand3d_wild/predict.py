@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from hand3d_wild.config import PredictConfig
 from shared.errors import DataError, MissingFileError, exit_on_error
+from shared.inputs import outside, unfold
 from shared.options import parse
 
 if TYPE_CHECKING:
@@ -83,12 +84,10 @@ def list_files(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
     for word in inputs:
         path = Path(word)
         if path.is_dir():
-            inside = [p for p in path.rglob("*") if p.suffix.lower() in known and out.resolve() not in p.parents]
-            inside = [p for p in inside if out.resolve() not in p.resolve().parents]
+            inside = unfold(path, known, outside(out))
             if not inside:
                 raise DataError(f"the folder holds no {', '.join(known)} file", path=path)
-            pairs = [(p, p.relative_to(path).with_suffix("").as_posix()) for p in inside]
-            found += sorted(pairs, key=lambda pair: _natural(pair[1]))
+            found += inside
         elif not path.exists():
             raise MissingFileError("no such picture or folder", path=path, remedy="check the path")
         elif path.suffix.lower() not in known:
@@ -117,10 +116,6 @@ def without_maps(files: Sequence[tuple[Path, str]], folder: str) -> list[tuple[P
     kept = [(p, n) for p, n in files if not (re.search(r"_[0-6]$", n) and n[:-2] in names)]
     require_groups(folder, [name for path, name in kept if path.suffix.lower() in PICTURES])
     return kept
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def read_pictures(files: Sequence[tuple[Path, str]]) -> Iterator[Picture]:

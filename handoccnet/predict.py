@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from handoccnet.config import PredictConfig
 from shared.errors import DataError, MissingFileError, exit_on_error
+from shared.inputs import outside, parse_numbers, unfold
 from shared.options import parse
 
 Float = NDArray[np.float64]
@@ -58,13 +59,10 @@ def list_files(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
     for word in inputs:
         path = Path(word)
         if path.is_dir():
-            files = [
-                p for p in path.rglob("*") if p.suffix.lower() in known and out.resolve() not in p.resolve().parents
-            ]
-            if not files:
+            inside = unfold(path, known, outside(out))
+            if not inside:
                 raise DataError(f"the folder holds no {', '.join(known)} file", path=path)
-            names = [p.relative_to(path).with_suffix("").as_posix() for p in files]
-            found += [(p, n) for n, p in sorted(zip(names, files, strict=True), key=lambda pair: _natural(pair[0]))]
+            found += inside
         elif not path.exists():
             raise MissingFileError("no such picture or folder", path=path, remedy="check the path")
         elif path.suffix.lower() not in known:
@@ -77,10 +75,6 @@ def list_files(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
             raise DataError(f"would write the same {name}.json as {owners[name]}", path=path, remedy="use two --out")
         owners[name] = path
     return found
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def read_pictures(files: Sequence[tuple[Path, str]]) -> Iterator[Picture]:
@@ -158,17 +152,6 @@ def _video(path: Path) -> Iterator[RGB]:
             raise DataError(f"ffmpeg could not decode the video ({reason})", path=path)
 
 
-def parse_numbers(flag: str, text: str, names: str) -> Float:
-    """``"1,2,3,4"`` as finite numbers."""
-    try:
-        numbers = [float(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        numbers = []
-    if len(numbers) != len(names.split(",")) or not np.isfinite(numbers).all():
-        raise DataError(f"--{flag} takes {names}, got {text!r}")
-    return np.array(numbers)
-
-
 def read_boxes(path: str) -> dict[str, Float]:
     """Boxes by picture, of ``{"photo.jpg": [x, y, w, h], ...}`` or of a COCO-like annotation file.
 
@@ -203,7 +186,7 @@ def box_of(item: Picture, boxes: dict[str, Float]) -> Float | None:
 def camera_of(options: PredictConfig, image_size: tuple[int, int]) -> Float:
     """(3, 3) pinhole matrix: the given intrinsics, or the focal length with the picture's centre."""
     if options.intrinsics:
-        fx, fy, cx, cy = parse_numbers("intrinsics", options.intrinsics, "fx,fy,cx,cy")
+        fx, fy, cx, cy = parse_numbers("intrinsics", options.intrinsics, "fx fy cx cy")
     else:
         fx = fy = options.focal
         cx, cy = image_size[0] / 2, image_size[1] / 2
@@ -436,7 +419,7 @@ def predict(options: PredictConfig) -> int:
         raise DataError(
             f"--depth must not be negative and --batch_size at least 1, got {options.depth:g}, {options.batch_size}"
         )
-    fixed = parse_numbers("bbox", options.bbox, "x,y,w,h") if options.bbox else None
+    fixed = np.array(parse_numbers("bbox", options.bbox, "x y w h")) if options.bbox else None
     boxes = read_boxes(options.boxes) if options.boxes else {}
     camera_of(options, (640, 480))  # bad numbers stop here, before the network is loaded
 

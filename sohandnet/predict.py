@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shared import camera
 from shared.errors import DataError, MissingFileError, exit_on_error
+from shared.inputs import parse_numbers, unfold
 from shared.options import parse
 from sohandnet import orient
 from sohandnet.orient import MIN_POINTS
@@ -240,11 +241,10 @@ def list_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
     for word in inputs:
         path = Path(word)
         if path.is_dir():
-            files = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.stem.endswith(_DRAWN)]
-            if not files:
+            inside = unfold(path, SUFFIXES, lambda file: not file.stem.endswith(_DRAWN))
+            if not inside:
                 raise DataError(f"the folder holds no {' or '.join(SUFFIXES)} file", path=path)
-            pairs = [(p, p.relative_to(path).with_suffix("").as_posix()) for p in files]
-            found += sorted(pairs, key=lambda pair: _natural(pair[1]))
+            found += inside
         elif path.is_file():
             found.append((path, path.stem))
         else:
@@ -260,10 +260,6 @@ def list_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
 
 
 _DRAWN = ("_joints", "_cloud")  # our own pictures, in case the results lie beside the images
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def read_depth(path: Path, depth_scale: float = 1.0) -> NDArray[np.float32]:
@@ -331,17 +327,6 @@ def _read_intrinsics(path: Path) -> Array:
         return camera.intrinsics(*(float(content[name]) for name in ("fx", "fy", "u0", "v0")))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"not usable as intrinsics ({error!r})", path=path, remedy=remedy) from None
-
-
-def parse_numbers(flag: str, text: str, names: str) -> list[float]:
-    """``"1,2,3"`` as finite numbers, as many as ``names`` has words; DataError otherwise."""
-    try:
-        numbers = [float(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        numbers = []
-    if len(numbers) != len(names.split()) or not np.isfinite(numbers).all():
-        raise DataError(f"--{flag} takes {','.join(names.split())}, got {text!r}")
-    return numbers
 
 
 def predict(options: Predict, progress: bool = True) -> list[str]:

@@ -12,7 +12,6 @@ mm; pixels count from 0.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from shared.camera import project
 from shared.datasets.base import Frame
 from shared.errors import DataError, MissingFileError, exit_on_error
+from shared.inputs import outside, parse_numbers, unfold
 from v2v_posenet import centers
 from v2v_posenet.centers import FAR_MM, MIN_PIXELS, NEAR_MM
 
@@ -124,15 +124,12 @@ def list_images(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
     for word in inputs:
         path = Path(word)
         if path.is_dir():
-            files = [
-                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and out.resolve() not in p.resolve().parents
-            ]
-            if not files:
+            inside = unfold(path, SUFFIXES, outside(out))
+            if not inside:
                 raise DataError(
                     f"the folder holds no {', '.join(SUFFIXES)} file", path=path, remedy="give another folder"
                 )
-            names = [p.relative_to(path).with_suffix("").as_posix() for p in files]
-            found += [(p, n) for n, p in sorted(zip(names, files, strict=True), key=lambda pair: _natural(pair[0]))]
+            found += inside
         elif path.exists():
             found.append((path, path.stem))
         else:
@@ -145,10 +142,6 @@ def list_images(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
             )
         owners[name] = path
     return found
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def read_image(path: Path, depth_scale: float) -> DepthImage:
@@ -233,17 +226,6 @@ def _read_intrinsics(path: Path) -> NDArray[np.float64]:
         return intrinsics(*four)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"not usable as intrinsics ({error!r})", path=path, remedy=remedy) from error
-
-
-def parse_numbers(flag: str, text: str, names: str) -> list[float]:
-    """``"1,2,3"`` as finite numbers, as many as ``names`` has words."""
-    try:
-        numbers = [float(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        numbers = []
-    if len(numbers) != len(names.split()) or not np.isfinite(numbers).all():
-        raise DataError(f"--{flag} takes {','.join(names.split())}, got {text!r}")
-    return numbers
 
 
 # --- where the hand is ---

@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from shared.errors import DataError, exit_on_error
+
+if TYPE_CHECKING:
+    import torch
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
 Kind = Literal["cpu", "cuda"]
@@ -122,6 +125,11 @@ class Kernels:
             return None
         self._tell(kind, logging.INFO, f"native {kind}")
         return module
+
+    def native_for(self, values: torch.Tensor, *dtypes: torch.dtype) -> ModuleType | None:
+        """The native module for a tensor, as :meth:`native`; None also where its type is none of ``dtypes``."""
+        module = self.native(values.device.type)
+        return module if values.dtype in dtypes else None
 
     def reasons(self) -> str:
         """Why each missing module is missing, in one line."""

@@ -12,14 +12,13 @@ shows a cube of ``cube_mm``: column i has its sample at x = (i - n / 2) cube_mm 
 from __future__ import annotations
 
 import math
-from types import ModuleType
 from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
-from shared.errors import DataError
 from shared.kernels import Kernels
+from shared.kernels_ops import need, where
 
 from . import reference
 from .reference import BACKGROUND_MM, FAR_DATA_MM, MAX_DISTANCE_MM, Interpolation
@@ -70,52 +69,31 @@ class ProjectionTerms(NamedTuple):
 # ------------------------------------------------------------------------------------------------------- helpers
 
 
-def _native(values: Tensor) -> ModuleType | None:
-    """The native module, None where the reference has to do it."""
-    module = KERNELS.native(values.device.type)
-    return module if values.dtype == torch.float32 else None
-
-
-def _where(values: Tensor) -> tuple[int, ...]:
-    """The last arguments of every native function: threads on the CPU; device and stream on CUDA."""
-    if values.device.type == "cuda":
-        index = values.device.index
-        return index, torch.cuda.current_stream(index).cuda_stream
-    return (torch.get_num_threads(),)
-
-
 def _scratch(values: Tensor, pixels: int) -> Tensor:
     """Eight bytes of working memory for each pixel, which only CUDA needs."""
     return values.new_empty(pixels if values.device.type == "cuda" else 0, dtype=torch.int64)
 
 
-def _need(condition: bool, argument: str, expected: str, value: object) -> None:
-    if not condition:
-        if isinstance(value, Tensor):
-            value = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
-        raise DataError(f"{argument}: expected {expected}, got {value}")
-
-
 def _floats(values: Tensor, argument: str) -> None:
-    _need(values.dtype in (torch.float32, torch.float64), argument, "float32 or float64", values)
+    need(values.dtype in (torch.float32, torch.float64), argument, "float32 or float64", values)
 
 
 def _mesh(verts_uvd: Tensor, faces: Tensor, interpolation: Interpolation) -> Tensor:
     """The faces as contiguous int64 on the device of the vertices, everything checked."""
-    _need(verts_uvd.dim() == 3 and verts_uvd.shape[2] == 3, "verts_uvd", "(B, V, 3)", verts_uvd)
+    need(verts_uvd.dim() == 3 and verts_uvd.shape[2] == 3, "verts_uvd", "(B, V, 3)", verts_uvd)
     _floats(verts_uvd, "verts_uvd")
-    _need(faces.dim() == 2 and faces.shape[1] == 3, "faces", "(F, 3)", faces)
-    _need(faces.dtype in (torch.int32, torch.int64), "faces", "int32 or int64", faces)
-    _need(interpolation in get_args(Interpolation), "interpolation", "linear or harmonic", repr(interpolation))
+    need(faces.dim() == 2 and faces.shape[1] == 3, "faces", "(F, 3)", faces)
+    need(faces.dtype in (torch.int32, torch.int64), "faces", "int32 or int64", faces)
+    need(interpolation in get_args(Interpolation), "interpolation", "linear or harmonic", repr(interpolation))
     if faces.device.type == "cpu" and faces.numel() and not torch.compiler.is_compiling():
         low, high = (int(value) for value in faces.aminmax())
         inside = low >= 0 and high < verts_uvd.shape[1]
-        _need(inside, "faces", f"indices of the {verts_uvd.shape[1]} vertices", f"{low} to {high}")
+        need(inside, "faces", f"indices of the {verts_uvd.shape[1]} vertices", f"{low} to {high}")
     return faces.to(verts_uvd.device, torch.int64).contiguous()
 
 
 def _picture(value: int, argument: str) -> None:
-    _need(0 < value <= MAX_SIZE, argument, f"1 to {MAX_SIZE} pixels", value)
+    need(0 < value <= MAX_SIZE, argument, f"1 to {MAX_SIZE} pixels", value)
 
 
 # ------------------------------------------------------------------------------------------------------- mesh
@@ -195,7 +173,7 @@ def rasterize_resized(
     """
     faces = _mesh(verts_uvd, faces, interpolation)
     _picture(size, "size")
-    _need(factor >= 2 and factor % 2 == 0, "factor", "an even number", factor)
+    need(factor >= 2 and factor % 2 == 0, "factor", "an even number", factor)
     _picture(size * factor, "size * factor")
     harmonic = interpolation == "harmonic"
     wanted = verts_uvd.requires_grad and torch.is_grad_enabled()
@@ -214,7 +192,7 @@ def barycentric_weights(verts_uvd: Tensor, faces: Tensor, face: Tensor) -> Tenso
         DataError: shapes or types that do not fit.
     """
     faces = _mesh(verts_uvd, faces, "linear")
-    _need(face.dim() == 3 and len(face) == len(verts_uvd), "face", f"({len(verts_uvd)}, H, W)", face)
+    need(face.dim() == 3 and len(face) == len(verts_uvd), "face", f"({len(verts_uvd)}, H, W)", face)
     rows, columns = (torch.arange(side, device=face.device) for side in face.shape[1:])
     flat, index, x, y = reference.winners(face, columns, rows)
     image = flat // max(1, len(rows) * len(columns))
@@ -236,7 +214,7 @@ def _forward(
     wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """Depth and, if ``wanted``, face at the samples; with a factor above 1 the depth is clamped and reduced."""
-    module = _native(verts_uvd)
+    module = KERNELS.native_for(verts_uvd, torch.float32)
     if module is None:
         depth, face = reference.rasterize(
             verts_uvd,
@@ -272,7 +250,7 @@ def _forward(
         out.data_ptr(),
         face.data_ptr() if wanted else 0,
         scratch.data_ptr(),
-        *_where(verts_uvd),
+        *where(verts_uvd),
     )
     return out, face
 
@@ -385,12 +363,12 @@ def _(
 
 def _spheres(centers_mm: Tensor, radii_mm: Tensor, cube_mm: float) -> Tensor:
     """The radii on device and in the type of the centres, everything checked."""
-    _need(centers_mm.dim() >= 2 and centers_mm.shape[-1] == 3, "centers_mm", "(..., J, 3)", centers_mm)
+    need(centers_mm.dim() >= 2 and centers_mm.shape[-1] == 3, "centers_mm", "(..., J, 3)", centers_mm)
     _floats(centers_mm, "centers_mm")
-    _need(centers_mm.shape[-2] > 0, "centers_mm", "at least one sphere", centers_mm)
+    need(centers_mm.shape[-2] > 0, "centers_mm", "at least one sphere", centers_mm)
     expected = f"({centers_mm.shape[-2]},), one for each sphere"
-    _need(tuple(radii_mm.shape) == (centers_mm.shape[-2],), "radii_mm", expected, radii_mm)
-    _need(cube_mm > 0, "cube_mm", "a positive edge in mm", cube_mm)
+    need(tuple(radii_mm.shape) == (centers_mm.shape[-2],), "radii_mm", expected, radii_mm)
+    need(cube_mm > 0, "cube_mm", "a positive edge in mm", cube_mm)
     return radii_mm.detach().to(centers_mm.device, centers_mm.dtype).contiguous()
 
 
@@ -426,7 +404,7 @@ def render_spheres(
 
 @torch.library.custom_op("selfsup_fitting::render_spheres", mutates_args=())
 def _render_spheres(centers: Tensor, radii: Tensor, size: int, cube_mm: float) -> tuple[Tensor, Tensor]:
-    module = _native(centers)
+    module = KERNELS.native_for(centers, torch.float32)
     if module is None:
         return reference.render_spheres(centers, radii, size, cube_mm)
     centers = centers.contiguous()
@@ -442,7 +420,7 @@ def _render_spheres(centers: Tensor, radii: Tensor, size: int, cube_mm: float) -
         cube_mm,
         depth.data_ptr(),
         winner.data_ptr(),
-        *_where(centers),
+        *where(centers),
     )
     return depth, winner
 
@@ -470,7 +448,7 @@ _render_spheres.register_autograd(_render_gradient, setup_context=_render_contex
 
 @torch.library.custom_op("selfsup_fitting::render_spheres_backward", mutates_args=())
 def _render_spheres_backward(grad: Tensor, centers: Tensor, radii: Tensor, winner: Tensor, cube_mm: float) -> Tensor:
-    module = _native(centers)
+    module = KERNELS.native_for(centers, torch.float32)
     if module is None:
         return reference.render_spheres_backward(grad, centers, radii, winner, cube_mm).contiguous()
     grad, centers, winner = grad.contiguous(), centers.contiguous(), winner.contiguous()
@@ -484,7 +462,7 @@ def _render_spheres_backward(grad: Tensor, centers: Tensor, radii: Tensor, winne
         winner.shape[-1],
         cube_mm,
         out.data_ptr(),
-        *_where(centers),
+        *where(centers),
     )
     return out
 
@@ -529,17 +507,17 @@ def projection_loss(
         DataError: shapes or types that do not fit.
     """
     radii = _spheres(centers_mm, radii_mm, cube_mm)
-    _need(centers_mm.dim() == 4, "centers_mm", "(B, V, J, 3)", centers_mm)
+    need(centers_mm.dim() == 4, "centers_mm", "(B, V, J, 3)", centers_mm)
     batch, views, spheres = centers_mm.shape[:3]
     good = depth_mm.dim() == 4 and depth_mm.shape[:2] == (batch, views) and depth_mm.shape[2] == depth_mm.shape[3] > 0
-    _need(good, "depth_mm", f"({batch}, {views}, H, H)", depth_mm)
+    need(good, "depth_mm", f"({batch}, {views}, H, H)", depth_mm)
     _picture(depth_mm.shape[2], "depth_mm")
     device, dtype = centers_mm.device, centers_mm.dtype
     depth = depth_mm.detach().to(device, dtype).flatten(0, 1)
     image = torch.arange(batch * views, device=device).view(batch, views)
     if transforms is not None:
         shape = (batch, views, views, 4, 4)
-        _need(tuple(transforms.shape) == shape, "transforms", str(shape), transforms)
+        need(tuple(transforms.shape) == shape, "transforms", str(shape), transforms)
         pose = transforms.detach().to(device, dtype)
         centers_mm = centers_mm[:, :, None] @ pose[..., :3, :3].mT + pose[..., None, :3, 3]  # (B, V, V, J, 3)
         image = image[:, None].expand(batch, views, views)
@@ -554,7 +532,7 @@ def projection_loss(
 def _projection_terms(
     centers: Tensor, radii: Tensor, depth: Tensor, image: Tensor, cube_mm: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    module = _native(centers)
+    module = KERNELS.native_for(centers, torch.float32)
     if module is None:
         return reference.projection_terms(centers, radii, depth, image, cube_mm)
     centers, depth = centers.contiguous(), depth.contiguous()
@@ -576,7 +554,7 @@ def _projection_terms(
         model_slope.data_ptr(),
         data_slope.data_ptr(),
         scratch.data_ptr(),
-        *_where(centers),
+        *where(centers),
     )
     return model, data, model_slope, data_slope
 

@@ -6,14 +6,8 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
-#ifdef __CUDACC__
-#define SELFSUP_BOTH __host__ __device__ inline
-#else
-#define SELFSUP_BOTH inline
-#endif
+#include "shared/kernels_common.h"
 
 namespace selfsup {
 
@@ -22,24 +16,24 @@ constexpr int kAbi = 1;  // counted up with every change of a signature; ops.py 
 // As in reference.py, where they are explained.
 constexpr float kMaxPixel = 1e6f, kBackground = 100.0f, kMinQ = 0.01f, kFarData = 99.0f, kMaxDistance = 50.0f;
 
-SELFSUP_BOTH bool finite(float x) { return ::fabsf(x) <= 3.402823466e38f; }
+HANDPOSE_BOTH bool finite(float x) { return ::fabsf(x) <= 3.402823466e38f; }
 
 // ------------------------------------------------------------------------------------------------ mesh
 
-SELFSUP_BOTH bool sound(const float* corner) {
+HANDPOSE_BOTH bool sound(const float* corner) {
   return ::fabsf(corner[0]) <= kMaxPixel && ::fabsf(corner[1]) <= kMaxPixel && finite(corner[2]);
 }
 
-SELFSUP_BOTH float weight(float w) { return w > 0.0f ? (w < 1.0f ? w : 1.0f) : 0.0f; }  // in [0, 1]; 0 for a NaN
+HANDPOSE_BOTH float weight(float w) { return w > 0.0f ? (w < 1.0f ? w : 1.0f) : 0.0f; }  // in [0, 1]; 0 for a NaN
 
 // First integer at or after `start`, at most `size`.
-SELFSUP_BOTH int first_inside(float start, int size) {
+HANDPOSE_BOTH int first_inside(float start, int size) {
   const float up = ::ceilf(start);
   return up > 0.0f ? (up < static_cast<float>(size) ? static_cast<int>(up) : size) : 0;
 }
 
 // Last integer up to `stop`, less than `size`; a stop in (-1, 0) gives 0, as in the original.
-SELFSUP_BOTH int last_inside(float stop, int size) {
+HANDPOSE_BOTH int last_inside(float stop, int size) {
   const float top = static_cast<float>(size - 1);
   return stop > -1.0f ? static_cast<int>(stop < top ? stop : top) : -1;
 }
@@ -47,8 +41,8 @@ SELFSUP_BOTH int last_inside(float stop, int size) {
 // Calls visit(row, column, depth) for the samples of one face, whose corners are sound. Rows and columns count samples;
 // an axis says which pixel a sample is, and how many samples lie before a pixel.
 template <bool harmonic, class Axis, class Visit>
-SELFSUP_BOTH void scan_face(const float* a, const float* b, const float* c, bool cull, const Axis& columns,
-                            const Axis& rows, const Visit& visit) {
+HANDPOSE_BOTH void scan_face(const float* a, const float* b, const float* c, bool cull, const Axis& columns,
+                             const Axis& rows, const Visit& visit) {
   const float u0 = a[0], v0 = a[1], u1 = b[0], v1 = b[1], u2 = c[0], v2 = c[1];
   if (cull && (v2 - v0) * (u1 - u0) < (v1 - v0) * (u2 - u0)) return;
   const float denominator = (v1 - v2) * (u0 - u2) + (u2 - u1) * (v0 - v2);
@@ -102,14 +96,14 @@ SELFSUP_BOTH void scan_face(const float* a, const float* b, const float* c, bool
 struct Grid {
   float half, step;
 
-  SELFSUP_BOTH Grid(int size, double cube_mm)
+  HANDPOSE_BOTH Grid(int size, double cube_mm)
       : half(static_cast<float>(size / 2.0)), step(static_cast<float>(cube_mm / size)) {}
 
-  SELFSUP_BOTH float at(int i) const { return (static_cast<float>(i) - half) * step; }
+  HANDPOSE_BOTH float at(int i) const { return (static_cast<float>(i) - half) * step; }
 };
 
 // Derivative of a rendered surface for the sphere's centre; dx = pixel - centre.
-SELFSUP_BOTH void surface_slope(float dx, float dy, float r, float* out) {
+HANDPOSE_BOTH void surface_slope(float dx, float dy, float r, float* out) {
   const float q = r * r - dx * dx - dy * dy, root = ::sqrtf(q < kMinQ ? kMinQ : q);
   out[0] = -dx / root;
   out[1] = -dy / root;
@@ -117,12 +111,12 @@ SELFSUP_BOTH void surface_slope(float dx, float dy, float r, float* out) {
 }
 
 // Distance of a point at (dx, dy, dz) from a sphere's centre to its surface.
-SELFSUP_BOTH float surface_distance(float dx, float dy, float dz, float r) {
+HANDPOSE_BOTH float surface_distance(float dx, float dy, float dz, float r) {
   return ::fabsf(::sqrtf(dx * dx + dy * dy + dz * dz) - r);
 }
 
 // The derivative of that for the centre.
-SELFSUP_BOTH void distance_slope(float dx, float dy, float dz, float r, float* out) {
+HANDPOSE_BOTH void distance_slope(float dx, float dy, float dz, float r, float* out) {
   const float length = ::sqrtf(dx * dx + dy * dy + dz * dz), divisor = length < 1e-12f ? 1e-12f : length;
   const float sign = length > r ? 1.0f : length < r ? -1.0f : 0.0f;
   out[0] = -(dx / divisor) * sign;

@@ -3,52 +3,22 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "selfsup_common.h"
-
-// The inner loops are compiled for three generations of x86 and chosen when the module is loaded (GCC 12 and glibc know
-// these names).
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define SELFSUP_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define SELFSUP_CLONES
-#endif
+#include "shared/kernels_cpu.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using namespace handpose;  // shared/kernels_*
+
 constexpr int kLanes = 16;
 
-// Calls work(0 .. count-1) from up to `threads` threads; one for each `share` of them, so that a thread pays.
-template <class Work>
-void parallel(int64_t count, int64_t share, int threads, const Work& work) {
-  const int64_t useful = std::min<int64_t>({count, threads, 1 + count / share});
-  std::atomic<int64_t> next{0};
-  const auto loop = [&] {
-    for (int64_t i = next++; i < count; i = next++) work(i);
-  };
-  std::vector<std::thread> others;
-  for (int64_t t = 1; t < useful; ++t) {
-    try {
-      others.emplace_back(loop);
-    } catch (const std::system_error&) {
-      break;  // no more threads to be had: this one does the rest
-    }
-  }
-  loop();
-  for (auto& other : others) other.join();
-}
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
+// What an image counts for in parallel(): a thread pays for every four meshes or projections, every sixteen renderings.
+constexpr int64_t kHeavy = kWorkPerThread / 4, kLight = kWorkPerThread / 16;
 
 // ------------------------------------------------------------------------------------------------ mesh
 
@@ -101,7 +71,7 @@ void rasterize(std::uintptr_t verts, int64_t batch, int64_t vert_count, std::uin
   const Axis columns(width, factor), rows(height, factor);
   const int64_t samples = static_cast<int64_t>(columns.count) * rows.count;
   const int64_t pixels = static_cast<int64_t>(width / factor) * (height / factor);
-  parallel(batch, 4, threads, [&](int64_t b) {
+  parallel(batch, batch * kHeavy, threads, [&](int64_t b) {
     const float* mesh = pointer<const float>(verts) + b * vert_count * 3;
     bool all_sound = true;
     for (int64_t v = 0; v < vert_count; ++v) all_sound &= selfsup::sound(mesh + v * 3);
@@ -124,8 +94,8 @@ void rasterize(std::uintptr_t verts, int64_t batch, int64_t vert_count, std::uin
 // ------------------------------------------------------------------------------------------------ spheres
 
 // One row of one sphere: its surface where it is nearer than what is there.
-SELFSUP_CLONES void sphere_row(const float* gx, int count, float x, float z, float square, float dy, int32_t sphere,
-                               float* depth, int32_t* winner) {
+HANDPOSE_CLONES void sphere_row(const float* gx, int count, float x, float z, float square, float dy, int32_t sphere,
+                                float* depth, int32_t* winner) {
   for (int i = 0; i < count; ++i) {
     const float dx = gx[i] - x, q = square - dx * dx - dy * dy;
     const bool covered = q > selfsup::kMinQ;
@@ -191,7 +161,7 @@ void render_spheres(std::uintptr_t centers, std::uintptr_t radii, int64_t count,
                     double cube_mm, std::uintptr_t depth, std::uintptr_t winner, int threads) {
   const Scene scene(size, cube_mm, pointer<const float>(radii), spheres);
   const int64_t pixels = static_cast<int64_t>(size) * size;
-  parallel(count, 16, threads, [&](int64_t n) {
+  parallel(count, count * kLight, threads, [&](int64_t n) {
     scene.render(pointer<const float>(centers) + n * spheres * 3, pointer<float>(depth) + n * pixels,
                  pointer<int32_t>(winner) + n * pixels);
   });
@@ -202,7 +172,7 @@ void render_spheres_backward(std::uintptr_t grad, std::uintptr_t centers, std::u
                              int threads) {
   const Scene scene(size, cube_mm, pointer<const float>(radii), spheres);
   const int64_t pixels = static_cast<int64_t>(size) * size;
-  parallel(count, 16, threads, [&](int64_t n) {
+  parallel(count, count * kLight, threads, [&](int64_t n) {
     std::vector<double> sums(spheres * 3, 0.0);
     scene.add_slopes(pointer<const float>(centers) + n * spheres * 3, pointer<const int32_t>(winner) + n * pixels,
                      pointer<const float>(grad) + n * pixels, sums.data());
@@ -213,8 +183,8 @@ void render_spheres_backward(std::uintptr_t grad, std::uintptr_t centers, std::u
 // ------------------------------------------------------------------------------------------------ projection loss
 
 // For kLanes captured pixels the distance to the nearest surface, and whose it is; of equal ones the first.
-SELFSUP_CLONES void nearest_surfaces(const float* px, const float* py, const float* pz, const float* centers,
-                                     const float* radii, int64_t spheres, float* best, int32_t* nearest) {
+HANDPOSE_CLONES void nearest_surfaces(const float* px, const float* py, const float* pz, const float* centers,
+                                      const float* radii, int64_t spheres, float* best, int32_t* nearest) {
   float least[kLanes];
   int32_t which[kLanes];
   for (int l = 0; l < kLanes; ++l) {
@@ -235,7 +205,7 @@ SELFSUP_CLONES void nearest_surfaces(const float* px, const float* py, const flo
 }
 
 // Twice the differences, and the sum of their squares in a fixed order.
-SELFSUP_CLONES double squared_error(const float* rendered, const float* captured, int64_t count, float* twice) {
+HANDPOSE_CLONES double squared_error(const float* rendered, const float* captured, int64_t count, float* twice) {
   double sums[kLanes] = {}, total = 0.0;
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes)
@@ -298,7 +268,7 @@ void projection_terms(std::uintptr_t centers, std::uintptr_t radii, std::uintptr
                       std::uintptr_t /* scratch */, int threads) {
   const Scene scene(size, cube_mm, pointer<const float>(radii), spheres);
   const int64_t pixels = static_cast<int64_t>(size) * size;
-  parallel(count, 4, threads, [&](int64_t n) {
+  parallel(count, count * kHeavy, threads, [&](int64_t n) {
     const float* balls = pointer<const float>(centers) + n * spheres * 3;
     const float* captured = pointer<const float>(depth) + pointer<const int64_t>(image)[n] * pixels;
     std::vector<float> rendered(pixels), twice(pixels);

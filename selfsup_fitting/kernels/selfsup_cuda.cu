@@ -1,51 +1,21 @@
 // Training by fitting on CUDA. The functions and their arguments are those of selfsup_cpu.cpp, with device pointers, and
 // at the end the device and the stream instead of the number of threads. Nothing waits for the device. Results do not
 // depend on the order of the threads: the only atomic is a minimum, and sums have a fixed order.
-#include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <stdexcept>
-#include <string>
-
 #include "selfsup_common.h"
+#include "shared/kernels_cuda.cuh"
 
 namespace py = pybind11;
 
+const char* const handpose::kModule = "selfsup_cuda";
+
 namespace {
 
+using namespace handpose;  // shared/kernels_*
 using selfsup::Grid;
 
 constexpr int kThreads = 128;
-constexpr int64_t kMaxBlocks = 1 << 30;
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string("selfsup_cuda: ") + what + ": " + cudaGetErrorString(status));
-}
-
-// Makes `device` current for a call. This module's CUDA runtime is its own and does not know what torch has chosen.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~DeviceGuard() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-cudaStream_t stream_of(std::uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
-
-unsigned blocks_of(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMaxBlocks)); }
-unsigned blocks_for(int64_t work) { return blocks_of((work + kThreads - 1) / kThreads); }
 
 // ------------------------------------------------------------------------------------------------ mesh
 
@@ -80,8 +50,7 @@ __device__ float depth_of(unsigned long long value) {
 constexpr uint32_t kNobody = 0xffffffffu;
 
 __global__ void clear_kernel(unsigned long long* samples, int64_t count, float background) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
+  for (int64_t i = first_of_thread(); i < count; i += step_of_threads())
     samples[i] = packed(background, kNobody);
 }
 
@@ -89,8 +58,7 @@ template <bool harmonic>
 __global__ void scan_kernel(const float* verts, int64_t batch, int64_t vert_count, const int64_t* faces,
                             int64_t face_count, Axis columns, Axis rows, bool cull, float background,
                             unsigned long long* samples) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch * face_count; i += step) {
+  for (int64_t i = first_of_thread(); i < batch * face_count; i += step_of_threads()) {
     const int64_t b = i / face_count, f = i % face_count;
     const float* corners[3];
     bool sound = true;
@@ -116,8 +84,7 @@ __global__ void scan_kernel(const float* verts, int64_t batch, int64_t vert_coun
 
 // Depth (factor 1) and winner out of the packed samples.
 __global__ void unpack_kernel(const unsigned long long* samples, int64_t count, float* depth, int32_t* winner) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (int64_t i = first_of_thread(); i < count; i += step_of_threads()) {
     const unsigned long long value = samples[i];
     if (depth != nullptr) depth[i] = depth_of(value);
     winner[i] = static_cast<int32_t>(static_cast<uint32_t>(value));  // kNobody is -1
@@ -126,8 +93,7 @@ __global__ void unpack_kernel(const unsigned long long* samples, int64_t count, 
 
 __global__ void mean_kernel(const unsigned long long* samples, int64_t count, int width, int height, float far,
                             float* out) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (int64_t i = first_of_thread(); i < count; i += step_of_threads()) {
     const int64_t column = i % width, row = i / width;  // of all images one below the other
     const unsigned long long *top = samples + 4 * row * width + 2 * column, *bottom = top + 2 * width;
     const float a = depth_of(top[0]), b = depth_of(top[1]), c = depth_of(bottom[0]), d = depth_of(bottom[1]);
@@ -144,20 +110,20 @@ void rasterize(std::uintptr_t verts, int64_t batch, int64_t vert_count, std::uin
   const int64_t count = batch * columns.count * rows.count;
   if (count == 0) return;
   auto* samples = pointer<unsigned long long>(scratch);
-  clear_kernel<<<blocks_for(count), kThreads, 0, stream_of(stream)>>>(samples, count, background);
+  clear_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream_of(stream)>>>(samples, count, background);
   check(cudaGetLastError(), "clearing the samples");
   if (face_count > 0) {
     const auto scan = harmonic ? scan_kernel<true> : scan_kernel<false>;
-    scan<<<blocks_for(batch * face_count), kThreads, 0, stream_of(stream)>>>(
+    scan<<<blocks_for(batch * face_count, kThreads), kThreads, 0, stream_of(stream)>>>(
         pointer<const float>(verts), batch, vert_count, pointer<const int64_t>(faces), face_count, columns, rows, cull,
         background, samples);
     check(cudaGetLastError(), "rasterize");
   }
   if (winner != 0)
-    unpack_kernel<<<blocks_for(count), kThreads, 0, stream_of(stream)>>>(
+    unpack_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream_of(stream)>>>(
         samples, count, factor == 1 ? pointer<float>(out) : nullptr, pointer<int32_t>(winner));
   if (factor > 1)
-    mean_kernel<<<blocks_for(count / 4), kThreads, 0, stream_of(stream)>>>(
+    mean_kernel<<<blocks_for(count / 4, kThreads), kThreads, 0, stream_of(stream)>>>(
         samples, count / 4, width / factor, height / factor, far, pointer<float>(out));
   check(cudaGetLastError(), "reducing the samples");
 }
@@ -184,8 +150,8 @@ __device__ float nearest_surface(const float* centers, const float* radii, int64
 
 __global__ void render_kernel(const float* centers, const float* radii, int64_t count, int64_t spheres, int size,
                               Grid grid, float* depth, int32_t* winner) {
-  const int64_t pixels = static_cast<int64_t>(size) * size, step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count * pixels; i += step) {
+  const int64_t pixels = static_cast<int64_t>(size) * size;
+  for (int64_t i = first_of_thread(); i < count * pixels; i += step_of_threads()) {
     const int64_t n = i / pixels, at = i % pixels;
     depth[i] = nearest_surface(centers + n * spheres * 3, radii, spheres, grid.at(static_cast<int>(at % size)),
                                grid.at(static_cast<int>(at / size)), winner + i);
@@ -196,22 +162,10 @@ void render_spheres(std::uintptr_t centers, std::uintptr_t radii, int64_t count,
                     double cube_mm, std::uintptr_t depth, std::uintptr_t winner, int device, std::uintptr_t stream) {
   const DeviceGuard guard(device);
   if (count == 0) return;
-  render_kernel<<<blocks_for(count * size * size), kThreads, 0, stream_of(stream)>>>(
+  render_kernel<<<blocks_for(count * size * size, kThreads), kThreads, 0, stream_of(stream)>>>(
       pointer<const float>(centers), pointer<const float>(radii), count, spheres, size, Grid(size, cube_mm),
       pointer<float>(depth), pointer<int32_t>(winner));
   check(cudaGetLastError(), "render_spheres");
-}
-
-// Sum over the block, valid in thread 0; `shared` holds one number per thread.
-__device__ double block_sum(double value, double* shared) {
-  __syncthreads();
-  shared[threadIdx.x] = value;
-  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-  }
-  __syncthreads();
-  return shared[0];
 }
 
 // One block for each (image, sphere): the sum over the pixels that the sphere won.
@@ -243,7 +197,7 @@ void render_spheres_backward(std::uintptr_t grad, std::uintptr_t centers, std::u
                              std::uintptr_t stream) {
   const DeviceGuard guard(device);
   if (count == 0) return;
-  render_backward_kernel<<<blocks_of(count * spheres), kThreads, 0, stream_of(stream)>>>(
+  render_backward_kernel<<<blocks_for(count * spheres), kThreads, 0, stream_of(stream)>>>(
       pointer<const float>(grad), pointer<const float>(centers), pointer<const float>(radii),
       pointer<const int32_t>(winner), count, spheres, size, Grid(size, cube_mm), pointer<float>(out));
   check(cudaGetLastError(), "render_spheres_backward");
@@ -255,8 +209,8 @@ void render_spheres_backward(std::uintptr_t grad, std::uintptr_t centers, std::u
 // where there is no captured point.
 __global__ void match_kernel(const float* centers, const float* radii, const float* depth, const int64_t* image,
                              int64_t count, int64_t spheres, int size, Grid grid, int32_t* winner, int32_t* nearest) {
-  const int64_t pixels = static_cast<int64_t>(size) * size, step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count * pixels; i += step) {
+  const int64_t pixels = static_cast<int64_t>(size) * size;
+  for (int64_t i = first_of_thread(); i < count * pixels; i += step_of_threads()) {
     const int64_t n = i / pixels, at = i % pixels;
     const float gx = grid.at(static_cast<int>(at % size)), gy = grid.at(static_cast<int>(at / size));
     const float* balls = centers + n * spheres * 3;
@@ -348,23 +302,15 @@ void projection_terms(std::uintptr_t centers, std::uintptr_t radii, std::uintptr
   const Grid grid(size, cube_mm);
   auto* winner = pointer<int32_t>(scratch);
   int32_t* nearest = winner + count * pixels;
-  match_kernel<<<blocks_for(count * pixels), kThreads, 0, stream_of(stream)>>>(
+  match_kernel<<<blocks_for(count * pixels, kThreads), kThreads, 0, stream_of(stream)>>>(
       pointer<const float>(centers), pointer<const float>(radii), pointer<const float>(depth),
       pointer<const int64_t>(image), count, spheres, size, grid, winner, nearest);
   check(cudaGetLastError(), "matching pixels and spheres");
-  terms_kernel<<<blocks_of(count * (spheres + 1)), kThreads, 0, stream_of(stream)>>>(
+  terms_kernel<<<blocks_for(count * (spheres + 1)), kThreads, 0, stream_of(stream)>>>(
       pointer<const float>(centers), pointer<const float>(radii), pointer<const float>(depth),
       pointer<const int64_t>(image), count, spheres, size, grid, winner, nearest, pointer<float>(model),
       pointer<float>(data), pointer<float>(model_slope), pointer<float>(data_slope));
   check(cudaGetLastError(), "projection_terms");
-}
-
-// Why nothing can run here; empty if it can.
-std::string probe() {
-  int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess) return cudaGetErrorString(status);
-  return count > 0 ? "" : "no device";
 }
 
 }  // namespace

@@ -16,7 +16,6 @@ always takes the reference.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from shared.errors import DataError
 from shared.kernels import Kernels
+from shared.kernels_ops import FLOAT_CODE, need, where
 
 from . import reference
 
@@ -48,7 +48,6 @@ __all__ = [
 ChamferBackend = Literal["native", "faiss", "reference"]
 
 KERNELS = Kernels("sohandnet.kernels", "sohandnet", abi=1)
-_FLOAT_CODE = {torch.float32: 0, torch.bfloat16: 1}
 _MAX_NODES = 1024
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -56,52 +55,31 @@ _HALF = (torch.float16, torch.bfloat16)
 # ------------------------------------------------------------------------------------------------------- helpers
 
 
-def _native(values: Tensor, *dtypes: torch.dtype) -> ModuleType | None:
-    """The native module for these values, None where the reference has to do it."""
-    module = KERNELS.native(values.device.type)
-    return module if values.dtype in dtypes else None
-
-
-def _where(values: Tensor) -> tuple[int, ...]:
-    """The last arguments of every native function: threads on the CPU; device and stream on CUDA."""
-    if values.device.type == "cuda":
-        index = values.device.index
-        return index, torch.cuda.current_stream(index).cuda_stream
-    return (torch.get_num_threads(),)
-
-
-def _need(condition: bool, argument: str, expected: str, value: object) -> None:
-    if not condition:
-        if isinstance(value, Tensor):
-            value = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
-        raise DataError(f"{argument}: expected {expected}, got {value}")
-
-
 def _cloud(points: Tensor, argument: str) -> Tensor:
     """(B, 3, N) checked, at least float32."""
-    _need(points.dim() == 3 and points.shape[1] == 3, argument, "a tensor (B, 3, N)", points)
-    _need(points.is_floating_point(), argument, "a floating point type", points)
+    need(points.dim() == 3 and points.shape[1] == 3, argument, "a tensor (B, 3, N)", points)
+    need(points.is_floating_point(), argument, "a floating point type", points)
     return points.float() if points.dtype in _HALF else points
 
 
 def _same(argument: str, value: Tensor, like: Tensor, batch: bool = True) -> None:
-    _need(value.device == like.device, argument, f"a tensor on {like.device}", value)
+    need(value.device == like.device, argument, f"a tensor on {like.device}", value)
     if batch:
-        _need(value.shape[0] == like.shape[0], argument, f"a batch of {like.shape[0]}", value)
+        need(value.shape[0] == like.shape[0], argument, f"a batch of {like.shape[0]}", value)
 
 
 def _indices(argument: str, index: Tensor, limit: int) -> Tensor:
     """Integers checked (their values only on the CPU: a look at those on a GPU would wait for it), as int32."""
-    _need(index.dtype in (torch.int32, torch.int64), argument, "int32 or int64", index)
+    need(index.dtype in (torch.int32, torch.int64), argument, "int32 or int64", index)
     if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
         low, high = (int(value) for value in index.aminmax())
-        _need(low >= 0 and high < limit, argument, f"indices from 0 to {limit - 1}", f"{low} to {high}")
+        need(low >= 0 and high < limit, argument, f"indices from 0 to {limit - 1}", f"{low} to {high}")
     return index.int()
 
 
 def _features(feature: Tensor, argument: str) -> None:
-    _need(feature.dim() == 3, argument, "a tensor (B, C, L)", feature)
-    _need(feature.is_floating_point(), argument, "a floating point type", feature)
+    need(feature.dim() == 3, argument, "a tensor (B, C, L)", feature)
+    need(feature.is_floating_point(), argument, "a floating point type", feature)
 
 
 def _channels_last(feature: Tensor) -> bool:
@@ -149,14 +127,14 @@ def associate(points: Tensor, nodes: Tensor, k: int) -> Association:
     """
     points, nodes = _cloud(points, "points").detach(), _cloud(nodes, "nodes").detach()
     _same("nodes", nodes, points)
-    _need(0 < nodes.shape[2] <= _MAX_NODES, "nodes", f"1 to {_MAX_NODES} nodes", nodes)
-    _need(0 < k <= nodes.shape[2], "k", f"1 to {nodes.shape[2]}, the number of nodes", k)
+    need(0 < nodes.shape[2] <= _MAX_NODES, "nodes", f"1 to {_MAX_NODES} nodes", nodes)
+    need(0 < k <= nodes.shape[2], "k", f"1 to {nodes.shape[2]}, the number of nodes", k)
     return Association(*torch.ops.sohandnet.associate(points, nodes.to(points.dtype), k))
 
 
 @torch.library.custom_op("sohandnet::associate", mutates_args=())
 def _associate(points: Tensor, nodes: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    module = _native(points, torch.float32)
+    module = KERNELS.native_for(points, torch.float32)
     if module is None:
         index, count, mean = reference.associate(points, nodes, k)
         return index.contiguous(), count, mean
@@ -168,7 +146,7 @@ def _associate(points: Tensor, nodes: Tensor, k: int) -> tuple[Tensor, Tensor, T
     mean = torch.empty_like(nodes)
     pointers = [value.data_ptr() for value in (points, nodes)]
     results = [value.data_ptr() for value in (index, count, mean)]
-    module.associate(*pointers, batch, length, m, k, *results, *_where(points))
+    module.associate(*pointers, batch, length, m, k, *results, *where(points))
     return index, count, mean
 
 
@@ -225,9 +203,9 @@ def index_max(data: Tensor, index: Tensor, nodes: int, *, seed_rule: bool = Fals
             passed over.
     """
     _features(data, "data")
-    _need(tuple(index.shape) == (data.shape[0], data.shape[2]), "index", f"(B, L) for data {tuple(data.shape)}", index)
+    need(tuple(index.shape) == (data.shape[0], data.shape[2]), "index", f"(B, L) for data {tuple(data.shape)}", index)
     _same("index", index, data)
-    _need(nodes > 0, "nodes", "at least one node", nodes)
+    need(nodes > 0, "nodes", "at least one node", nodes)
     index = _indices("index", index, nodes)
     value, argmax = torch.ops.sohandnet.index_max(data, index, nodes, seed_rule)
     return value, argmax
@@ -236,7 +214,7 @@ def index_max(data: Tensor, index: Tensor, nodes: int, *, seed_rule: bool = Fals
 @torch.library.custom_op("sohandnet::index_max", mutates_args=())
 def _index_max(data: Tensor, index: Tensor, nodes: int, seed_rule: bool) -> tuple[Tensor, Tensor]:
     last = _channels_last(data)
-    module = _native(data, *_FLOAT_CODE)
+    module = KERNELS.native_for(data, *FLOAT_CODE)
     if module is None:
         value, argmax = reference.index_max(data, index, nodes, seed_rule=seed_rule)
         return _laid(value, last), _laid(argmax, last)
@@ -246,7 +224,7 @@ def _index_max(data: Tensor, index: Tensor, nodes: int, seed_rule: bool) -> tupl
     argmax = _empty(data, (batch, channels, nodes), last, torch.int32)
     module.index_max(
         data.data_ptr(),
-        _FLOAT_CODE[data.dtype],
+        FLOAT_CODE[data.dtype],
         index.data_ptr(),
         batch,
         channels,
@@ -256,7 +234,7 @@ def _index_max(data: Tensor, index: Tensor, nodes: int, seed_rule: bool) -> tupl
         seed_rule,
         value.data_ptr(),
         argmax.data_ptr(),
-        *_where(data),
+        *where(data),
     )
     return value, argmax
 
@@ -270,14 +248,14 @@ def _(data: Tensor, index: Tensor, nodes: int, seed_rule: bool) -> tuple[Tensor,
 @torch.library.custom_op("sohandnet::index_max_backward", mutates_args=())
 def _index_max_backward(grad: Tensor, argmax: Tensor, index: Tensor, length: int) -> Tensor:
     last = _channels_last(argmax)
-    module = _native(grad, *_FLOAT_CODE)
+    module = KERNELS.native_for(grad, *FLOAT_CODE)
     if module is None:
         return _laid(reference.index_max_backward(grad, argmax, index, length), last)
     grad, argmax, index = _laid(grad, last), _laid(argmax, last), index.contiguous()
     batch, channels, nodes = grad.shape
     out = _empty(grad, (batch, channels, length), last)
     pointers = (argmax.data_ptr(), index.data_ptr(), batch, channels, length, nodes, last, out.data_ptr())
-    module.index_max_backward(grad.data_ptr(), _FLOAT_CODE[grad.dtype], *pointers, *_where(grad))
+    module.index_max_backward(grad.data_ptr(), FLOAT_CODE[grad.dtype], *pointers, *where(grad))
     return out
 
 
@@ -321,14 +299,14 @@ def linear_index_max(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, nod
     Raises:
         DataError: for shapes, types or indices that do not fit together.
     """
-    _need(x.dim() == 3, "x", "a tensor (B, L, D)", x)
-    _need(x.is_floating_point(), "x", "a floating point type", x)
-    _need(weight.dim() == 2 and weight.shape[1] == x.shape[2], "weight", f"(C, {x.shape[2]})", weight)
-    _need(tuple(bias.shape) == (weight.shape[0],), "bias", f"({weight.shape[0]},)", bias)
-    _need(tuple(index.shape) == tuple(x.shape[:2]), "index", f"{tuple(x.shape[:2])} as x has it", index)
+    need(x.dim() == 3, "x", "a tensor (B, L, D)", x)
+    need(x.is_floating_point(), "x", "a floating point type", x)
+    need(weight.dim() == 2 and weight.shape[1] == x.shape[2], "weight", f"(C, {x.shape[2]})", weight)
+    need(tuple(bias.shape) == (weight.shape[0],), "bias", f"({weight.shape[0]},)", bias)
+    need(tuple(index.shape) == tuple(x.shape[:2]), "index", f"{tuple(x.shape[:2])} as x has it", index)
     for name, value in (("weight", weight), ("bias", bias), ("index", index)):
-        _need(value.device == x.device, name, f"a tensor on {x.device}", value)
-    _need(nodes > 0, "nodes", "at least one node", nodes)
+        need(value.device == x.device, name, f"a tensor on {x.device}", value)
+    need(nodes > 0, "nodes", "at least one node", nodes)
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     index = _indices("index", index, nodes)
@@ -338,7 +316,7 @@ def linear_index_max(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, nod
 
 @torch.library.custom_op("sohandnet::linear_index_max", mutates_args=())
 def _linear_index_max(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    module = _native(x, *_FLOAT_CODE)
+    module = KERNELS.native_for(x, *FLOAT_CODE)
     if module is None or x.device.type != "cpu":
         data = torch.nn.functional.linear(x, weight, bias).transpose(1, 2)
         value, argmax = torch.ops.sohandnet.index_max(data, index, nodes, False)
@@ -352,7 +330,7 @@ def _linear_index_max(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, no
     for b in range(batch):
         torch.addmm(bias, x[b], weight.T, out=data)
         results = (value[b].data_ptr(), argmax[b].data_ptr())
-        module.index_max(data.data_ptr(), _FLOAT_CODE[x.dtype], index[b].data_ptr(), *sizes, *results, *_where(x))
+        module.index_max(data.data_ptr(), FLOAT_CODE[x.dtype], index[b].data_ptr(), *sizes, *results, *where(x))
     return value, argmax
 
 
@@ -366,7 +344,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, nodes: int) -> tup
 def _linear_index_max_backward(
     grad: Tensor, argmax: Tensor, x: Tensor, weight: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    module = _native(x, *_FLOAT_CODE)
+    module = KERNELS.native_for(x, *FLOAT_CODE)
     (batch, length, width), (_, channels, nodes) = x.shape, grad.shape
     if module is None or x.device.type != "cpu" or 8 * nodes > length:  # then the dense products are as quick
         dense = torch.ops.sohandnet.index_max_backward(grad, argmax, index, length).transpose(1, 2)  # (B, L, C)
@@ -379,7 +357,7 @@ def _linear_index_max_backward(
     inputs = [value.data_ptr() for value in (argmax, x, weight, index)]
     results = [value.data_ptr() for value in (grad_x, grad_weight, grad_bias)]
     sizes = (batch, channels, length, nodes, width)
-    module.linear_max_backward(grad.data_ptr(), _FLOAT_CODE[x.dtype], *inputs, *sizes, *results, *_where(x))
+    module.linear_max_backward(grad.data_ptr(), FLOAT_CODE[x.dtype], *inputs, *sizes, *results, *where(x))
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
@@ -406,7 +384,7 @@ _linear_index_max.register_autograd(_linear_index_max_gradient, setup_context=_l
 
 def _neighbours(feature: Tensor, neighbours: Tensor) -> Tensor:
     _features(feature, "feature")
-    _need(neighbours.dim() == 3 and neighbours.shape[2] > 0, "neighbours", "(B, R, K) with K of at least 1", neighbours)
+    need(neighbours.dim() == 3 and neighbours.shape[2] > 0, "neighbours", "(B, R, K) with K of at least 1", neighbours)
     _same("neighbours", neighbours, feature)
     return _indices("neighbours", neighbours, feature.shape[2])
 
@@ -433,7 +411,7 @@ def knn_gather(feature: Tensor, neighbours: Tensor) -> Tensor:
 @torch.library.custom_op("sohandnet::knn_gather", mutates_args=())
 def _knn_gather(feature: Tensor, neighbours: Tensor) -> Tensor:
     last = _channels_last(feature)
-    module = _native(feature, *_FLOAT_CODE)
+    module = KERNELS.native_for(feature, *FLOAT_CODE)
     if module is None:
         return _laid(reference.knn_gather(feature, neighbours), last)
     feature, neighbours = _laid(feature, last), neighbours.contiguous()
@@ -441,7 +419,7 @@ def _knn_gather(feature: Tensor, neighbours: Tensor) -> Tensor:
     out = _empty(feature, (batch, channels, rows, k), last)
     module.knn_gather(
         feature.data_ptr(),
-        _FLOAT_CODE[feature.dtype],
+        FLOAT_CODE[feature.dtype],
         neighbours.data_ptr(),
         batch,
         channels,
@@ -449,7 +427,7 @@ def _knn_gather(feature: Tensor, neighbours: Tensor) -> Tensor:
         rows * k,
         last,
         out.data_ptr(),
-        *_where(feature),
+        *where(feature),
     )
     return out
 
@@ -461,7 +439,7 @@ def _(feature: Tensor, neighbours: Tensor) -> Tensor:
 
 @torch.library.custom_op("sohandnet::knn_gather_backward", mutates_args=())
 def _knn_gather_backward(grad: Tensor, neighbours: Tensor, nodes: int, last: bool) -> Tensor:
-    module = _native(grad, *_FLOAT_CODE)
+    module = KERNELS.native_for(grad, *FLOAT_CODE)
     if module is None:
         return _laid(reference.knn_gather_backward(grad, neighbours, nodes), last)
     grad, neighbours = _laid(grad, last), neighbours.contiguous()
@@ -469,7 +447,7 @@ def _knn_gather_backward(grad: Tensor, neighbours: Tensor, nodes: int, last: boo
     out = _empty(grad, (batch, channels, nodes), last)
     module.knn_gather_backward(
         grad.data_ptr(),
-        _FLOAT_CODE[grad.dtype],
+        FLOAT_CODE[grad.dtype],
         neighbours.data_ptr(),
         batch,
         channels,
@@ -477,7 +455,7 @@ def _knn_gather_backward(grad: Tensor, neighbours: Tensor, nodes: int, last: boo
         rows * k,
         last,
         out.data_ptr(),
-        *_where(grad),
+        *where(grad),
     )
     return out
 
@@ -524,7 +502,7 @@ def knn_max(feature: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("sohandnet::knn_max", mutates_args=())
 def _knn_max(feature: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
     last = _channels_last(feature)
-    module = _native(feature, *_FLOAT_CODE)
+    module = KERNELS.native_for(feature, *FLOAT_CODE)
     if module is None:
         value, argmax = reference.knn_max(feature, neighbours)
         return _laid(value, last), _laid(argmax, last)
@@ -534,7 +512,7 @@ def _knn_max(feature: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
     argmax = _empty(feature, (batch, channels, rows), last, torch.int32)
     module.knn_max(
         feature.data_ptr(),
-        _FLOAT_CODE[feature.dtype],
+        FLOAT_CODE[feature.dtype],
         neighbours.data_ptr(),
         batch,
         channels,
@@ -544,7 +522,7 @@ def _knn_max(feature: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
         last,
         value.data_ptr(),
         argmax.data_ptr(),
-        *_where(feature),
+        *where(feature),
     )
     return value, argmax
 
@@ -558,14 +536,14 @@ def _(feature: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("sohandnet::knn_max_backward", mutates_args=())
 def _knn_max_backward(grad: Tensor, argmax: Tensor, nodes: int) -> Tensor:
     last = _channels_last(argmax)
-    module = _native(grad, *_FLOAT_CODE)
+    module = KERNELS.native_for(grad, *FLOAT_CODE)
     if module is None:
         return _laid(reference.knn_max_backward(grad, argmax, nodes), last)
     grad, argmax = _laid(grad, last), _laid(argmax, last)
     batch, channels, rows = grad.shape
     out = _empty(grad, (batch, channels, nodes), last)
     pointers = (argmax.data_ptr(), batch, channels, nodes, rows, last, out.data_ptr())
-    module.knn_max_backward(grad.data_ptr(), _FLOAT_CODE[grad.dtype], *pointers, *_where(grad))
+    module.knn_max_backward(grad.data_ptr(), FLOAT_CODE[grad.dtype], *pointers, *where(grad))
     return out
 
 
@@ -610,17 +588,17 @@ def batch_som(cloud: Tensor, initial: Tensor, factors: Tensor, rates: Tensor) ->
         DataError: for shapes that do not fit together.
     """
     cloud, initial = _cloud(cloud, "cloud").detach(), initial.detach()
-    _need(factors.dim() == 2 and 0 < factors.shape[1] <= 32, "factors", "(steps, side), side of 1 to 32", factors)
+    need(factors.dim() == 2 and 0 < factors.shape[1] <= 32, "factors", "(steps, side), side of 1 to 32", factors)
     steps, side = factors.shape
-    _need(tuple(initial.shape) == (3, side * side), "initial", f"(3, {side * side}) for side {side}", initial)
-    _need(tuple(rates.shape) == (steps,), "rates", f"({steps},)", rates)
+    need(tuple(initial.shape) == (3, side * side), "initial", f"(3, {side * side}) for side {side}", initial)
+    need(tuple(rates.shape) == (steps,), "rates", f"({steps},)", rates)
     tables = [value.detach().to(cloud.device, cloud.dtype) for value in (initial, factors, rates)]
     return cast(Tensor, torch.ops.sohandnet.batch_som(cloud, *tables))
 
 
 @torch.library.custom_op("sohandnet::batch_som", mutates_args=())
 def _batch_som(cloud: Tensor, initial: Tensor, factors: Tensor, rates: Tensor) -> Tensor:
-    module = _native(cloud, torch.float32)
+    module = KERNELS.native_for(cloud, torch.float32)
     if module is None:
         return reference.batch_som(cloud, initial, factors, rates).clone()
     cloud, initial, factors, rates = (value.contiguous() for value in (cloud, initial, factors, rates))
@@ -629,7 +607,7 @@ def _batch_som(cloud: Tensor, initial: Tensor, factors: Tensor, rates: Tensor) -
     nodes = cloud.new_empty((batch, 3, side * side))
     tables = [value.data_ptr() for value in (cloud, initial, factors, rates)]
     nearest = cloud.new_empty((batch, length), dtype=torch.int32)  # scratch memory, of use on CUDA only
-    module.batch_som(*tables, batch, length, side, steps, nearest.data_ptr(), nodes.data_ptr(), *_where(cloud))
+    module.batch_som(*tables, batch, length, side, steps, nearest.data_ptr(), nodes.data_ptr(), *where(cloud))
     return nodes
 
 
@@ -657,13 +635,13 @@ def _two_clouds(p: Tensor, g: Tensor, names: tuple[str, str]) -> tuple[Tensor, T
     p, g = _cloud(p, names[0]), _cloud(g, names[1])
     _same(names[1], g, p)
     for name, value in zip(names, (p, g), strict=True):
-        _need(value.shape[2] > 0, name, "at least one point in each cloud", value)
+        need(value.shape[2] > 0, name, "at least one point in each cloud", value)
     dtype = torch.promote_types(p.dtype, g.dtype)
     return p.to(dtype), g.to(dtype)
 
 
 def _backend(backend: ChamferBackend) -> None:
-    _need(backend in get_args(ChamferBackend), "backend", "native, faiss or reference", repr(backend))
+    need(backend in get_args(ChamferBackend), "backend", "native, faiss or reference", repr(backend))
     if backend == "faiss":
         try:
             import faiss  # noqa: F401
@@ -700,14 +678,14 @@ def _chamfer_nn(p: Tensor, g: Tensor, backend: str) -> tuple[Tensor, Tensor, Ten
     if backend == "faiss":
         idx_pg, idx_gp = _faiss_neighbours(p, g), _faiss_neighbours(g, p)
         return reference.distances_at(p, g, idx_pg), idx_pg, reference.distances_at(g, p, idx_gp), idx_gp
-    module = _native(p, torch.float32) if backend == "native" else None
+    module = KERNELS.native_for(p, torch.float32) if backend == "native" else None
     if module is None:
         return reference.chamfer_nn(p, g)
     p, g = p.contiguous(), g.contiguous()
     shapes = (p.shape[0], p.shape[2]), (g.shape[0], g.shape[2])
     results = [p.new_empty(shape, dtype=dtype) for shape in shapes for dtype in (torch.float32, torch.int32)]
     pointers = [value.data_ptr() for value in results]
-    module.chamfer_nn(p.data_ptr(), g.data_ptr(), *shapes[0], shapes[1][1], *pointers, *_where(p))
+    module.chamfer_nn(p.data_ptr(), g.data_ptr(), *shapes[0], shapes[1][1], *pointers, *where(p))
     return results[0], results[1], results[2], results[3]
 
 
@@ -769,7 +747,7 @@ def _(p: Tensor, g: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tenso
 def _chamfer_backward(
     p: Tensor, g: Tensor, idx_pg: Tensor, idx_gp: Tensor, scale_pg: Tensor, scale_gp: Tensor
 ) -> tuple[Tensor, Tensor]:
-    module = _native(p, torch.float32)
+    module = KERNELS.native_for(p, torch.float32)
     if module is None:
         grad_p, grad_g = reference.chamfer_backward(p, g, idx_pg, idx_gp, scale_pg, scale_gp)
         return grad_p.contiguous(), grad_g.contiguous()
@@ -777,7 +755,7 @@ def _chamfer_backward(
     grad_p, grad_g = p.new_empty(p.shape), g.new_empty(g.shape)
     pointers = [value.data_ptr() for value in tensors]
     sizes = (p.shape[0], p.shape[2], g.shape[2])
-    module.chamfer_backward(*pointers, *sizes, grad_p.data_ptr(), grad_g.data_ptr(), *_where(p))
+    module.chamfer_backward(*pointers, *sizes, grad_p.data_ptr(), grad_g.data_ptr(), *where(p))
     return grad_p, grad_g
 
 
@@ -829,29 +807,29 @@ def estimate_normals(points: Tensor, counts: Tensor, *, neighbours: int = 30) ->
     Raises:
         DataError: for shapes that do not fit together, or a coordinate that is not finite.
     """
-    _need(points.dim() == 2 and points.shape[1] == 3, "points", "packed clouds (T, 3)", points)
-    _need(points.is_floating_point(), "points", "a floating point type", points)
-    _need(counts.dim() == 1 and counts.dtype == torch.int64, "counts", "(B,) int64", counts)
-    _need(0 < neighbours <= 64, "neighbours", "1 to 64", neighbours)
+    need(points.dim() == 2 and points.shape[1] == 3, "points", "packed clouds (T, 3)", points)
+    need(points.is_floating_point(), "points", "a floating point type", points)
+    need(counts.dim() == 1 and counts.dtype == torch.int64, "counts", "(B,) int64", counts)
+    need(0 < neighbours <= 64, "neighbours", "1 to 64", neighbours)
     counts = counts.cpu()
     sizes = counts.tolist()
-    _need(min(sizes, default=0) >= 0, "counts", "sizes of at least 0", sizes)
-    _need(sum(sizes) == len(points), "counts", f"sizes that add up to the {len(points)} points", sum(sizes))
+    need(min(sizes, default=0) >= 0, "counts", "sizes of at least 0", sizes)
+    need(sum(sizes) == len(points), "counts", f"sizes that add up to the {len(points)} points", sum(sizes))
     wide = points.detach().to("cpu", torch.float64)
-    _need(bool(wide.isfinite().all()), "points", "finite coordinates", "a NaN or an infinity")
+    need(bool(wide.isfinite().all()), "points", "finite coordinates", "a NaN or an infinity")
     normals = torch.ops.sohandnet.estimate_normals(wide, counts, neighbours)
     return cast(Tensor, normals.to(points))
 
 
 @torch.library.custom_op("sohandnet::estimate_normals", mutates_args=())
 def _estimate_normals(points: Tensor, counts: Tensor, neighbours: int) -> Tensor:
-    module = _native(points, torch.float64)
+    module = KERNELS.native_for(points, torch.float64)
     if module is None:
         return reference.normals(points, counts, neighbours).clone()
     points, counts = points.contiguous(), counts.contiguous()
     out = torch.empty_like(points)
     pointers = (points.data_ptr(), counts.data_ptr(), len(counts), neighbours, out.data_ptr())
-    module.estimate_normals(*pointers, *_where(points))
+    module.estimate_normals(*pointers, *where(points))
     return out
 
 

@@ -6,14 +6,8 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
-#ifdef __CUDACC__
-#define SOH_BOTH __host__ __device__ inline
-#else
-#define SOH_BOTH inline
-#endif
+#include "shared/kernels_common.h"
 
 namespace soh {
 
@@ -22,35 +16,15 @@ constexpr double kCountEps = 1e-5;      // added to the number of points of a no
 constexpr float kChamferEps = 1e-8f;    // added to squared distances before the square root
 constexpr float kSeedFloor = -1000.0f;  // where the original's maximum starts
 
-SOH_BOTH float square_distance(float ax, float ay, float az, float bx, float by, float bz) {
+HANDPOSE_BOTH float square_distance(float ax, float ay, float az, float bx, float by, float bz) {
   const float dx = ax - bx, dy = ay - by, dz = az - bz;
   return dx * dx + dy * dy + dz * dz;
 }
 
 // Whether a value takes the place of an earlier one: larger, or the first NaN.
-SOH_BOTH bool replaces(float value, float best) { return (value > best) | ((value != value) & (best == best)); }
+HANDPOSE_BOTH bool replaces(float value, float best) { return (value > best) | ((value != value) & (best == best)); }
 
 // What the sum of the points of a node makes of its mean; 0 for a node without points.
-SOH_BOTH float node_mean(double sum, int32_t count) { return static_cast<float>(sum / (count + kCountEps)); }
-
-SOH_BOTH float from_bfloat16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-// To nearest, ties to even; a NaN stays one.
-SOH_BOTH uint16_t to_bfloat16(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-SOH_BOTH float load(const float* values, int64_t i) { return values[i]; }
-SOH_BOTH float load(const uint16_t* values, int64_t i) { return from_bfloat16(values[i]); }
-SOH_BOTH void store(float* values, int64_t i, float value) { values[i] = value; }
-SOH_BOTH void store(uint16_t* values, int64_t i, float value) { values[i] = to_bfloat16(value); }
+HANDPOSE_BOTH float node_mean(double sum, int32_t count) { return static_cast<float>(sum / (count + kCountEps)); }
 
 }  // namespace soh

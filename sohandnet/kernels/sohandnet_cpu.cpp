@@ -1,87 +1,23 @@
 // SO-HandNet on the CPU. ops.py checks the arguments and explains them; here pointers are valid and contiguous. Work is
-// shared among threads by sample or by block of columns, and every sum has a fixed order: the number of threads changes
-// nothing.
+// shared among threads by sample or by block of columns, and every sum has a fixed order, none across the lanes of a
+// vector: neither the number of threads nor the clone of a loop changes anything.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
-#include <system_error>
-#include <thread>
 #include <vector>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
+#include "shared/kernels_cpu.h"
 #include "sohandnet_common.h"
-
-// The inner loops are compiled for three generations of x86 and chosen when the module is loaded (GCC 12 and glibc know
-// these names). Nothing is summed across the lanes of a vector, so all of them give the same bits. What a template
-// holds is inlined into such a function, because only plain functions can be cloned.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define SOH_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define SOH_INLINE inline __attribute__((always_inline))
-#else
-#define SOH_CLONES
-#define SOH_INLINE inline
-#endif
 
 namespace py = pybind11;
 
 namespace {
 
-using soh::load;
-using soh::store;
+using namespace handpose;  // shared/kernels_*
 
-constexpr int kLanes = 16;                  // channels that are turned into rows together
-constexpr int64_t kWorkPerThread = 200000;  // elements; starting a thread costs about as much as 100,000 of them
+constexpr int kLanes = 16;  // channels that are turned into rows together
 constexpr float kFar = std::numeric_limits<float>::infinity();
-
-// Calls work(0 .. count-1) from up to `threads` threads. `size` elements in all decide whether that pays.
-template <class Work>
-void parallel(int64_t count, int64_t size, int threads, const Work& work) {
-  const int64_t useful = std::min<int64_t>({count, threads, 1 + size / kWorkPerThread});
-  std::atomic<int64_t> next{0};
-  const auto loop = [&] {
-    for (int64_t i = next++; i < count; i = next++) work(i);
-  };
-  std::vector<std::thread> others;
-  for (int64_t t = 1; t < useful; ++t) {
-    try {
-      others.emplace_back(loop);
-    } catch (const std::system_error&) {
-      break;  // no more threads to be had: this one does the rest
-    }
-  }
-  loop();
-  for (auto& other : others) other.join();
-}
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Calls f with `code` made a type: 0 is float32, 1 bfloat16.
-template <class F>
-void with_type(int code, const F& f) {
-  if (code == 1)
-    f(uint16_t{});
-  else
-    f(float{});
-}
-
-// Asks Linux for pages of 2 MB for a large result that nobody has touched yet: page faults are dear on virtual machines.
-void large_pages(std::uintptr_t address, int64_t bytes) {
-#ifdef __linux__
-  constexpr std::uintptr_t kPage = 4096;
-  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
-  if (bytes >= (int64_t{4} << 20)) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);  // a refusal is harmless
-#endif
-  static_cast<void>(address);
-  static_cast<void>(bytes);
-}
 
 // ------------------------------------------------------------------------------------------------ association
 
@@ -90,8 +26,8 @@ constexpr int kBlock = 256;  // points that are compared with all nodes in turn;
 // Compares `count` points with the nodes from `first` on, `Nodes` of them at once, and keeps the K nearest of each, by
 // (distance, node): best and who are [K][kBlock]. One long loop over points, which compilers make into vectors.
 template <int K, int Nodes>
-SOH_INLINE void compare(const float* x, const float* y, const float* z, int count, const float* nodes, int64_t m,
-                        int64_t first, float* best, int32_t* who) {
+HANDPOSE_INLINE void compare(const float* x, const float* y, const float* z, int count, const float* nodes, int64_t m,
+                             int64_t first, float* best, int32_t* who) {
   float nx[Nodes], ny[Nodes], nz[Nodes];
   for (int a = 0; a < Nodes; ++a) {
     nx[a] = nodes[first + a];
@@ -128,20 +64,20 @@ SOH_INLINE void compare(const float* x, const float* y, const float* z, int coun
 }
 
 template <int K>
-SOH_INLINE void compare_all(const float* x, const float* y, const float* z, int count, const float* nodes, int64_t m,
-                            float* best, int32_t* who) {
+HANDPOSE_INLINE void compare_all(const float* x, const float* y, const float* z, int count, const float* nodes,
+                                 int64_t m, float* best, int32_t* who) {
   constexpr int kAtOnce = K == 1 ? 4 : 1;
   int64_t node = 0;
   for (; node + kAtOnce <= m; node += kAtOnce) compare<K, kAtOnce>(x, y, z, count, nodes, m, node, best, who);
   for (; node < m; ++node) compare<K, 1>(x, y, z, count, nodes, m, node, best, who);
 }
 
-SOH_CLONES void compare_1(const float* x, const float* y, const float* z, int count, const float* nodes, int64_t m,
-                          float* best, int32_t* who) {
+HANDPOSE_CLONES void compare_1(const float* x, const float* y, const float* z, int count, const float* nodes, int64_t m,
+                               float* best, int32_t* who) {
   compare_all<1>(x, y, z, count, nodes, m, best, who);
 }
-SOH_CLONES void compare_3(const float* x, const float* y, const float* z, int count, const float* nodes, int64_t m,
-                          float* best, int32_t* who) {
+HANDPOSE_CLONES void compare_3(const float* x, const float* y, const float* z, int count, const float* nodes, int64_t m,
+                               float* best, int32_t* who) {
   compare_all<3>(x, y, z, count, nodes, m, best, who);
 }
 
@@ -244,7 +180,7 @@ class Lines {
 constexpr int64_t kAheadBytes = 12288;
 
 template <class T>
-SOH_INLINE void fetch(const T* row, int64_t width) {
+HANDPOSE_INLINE void fetch(const T* row, int64_t width) {
 #if defined(__GNUC__)
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t c = 0; c < width; c += kLine) __builtin_prefetch(row + c, 0, 2);  // into the second cache
@@ -255,7 +191,7 @@ SOH_INLINE void fetch(const T* row, int64_t width) {
 }
 
 template <class T>
-SOH_INLINE void first_row(const T* row, int32_t number, int64_t width, float* best, int32_t* arg) {
+HANDPOSE_INLINE void first_row(const T* row, int32_t number, int64_t width, float* best, int32_t* arg) {
   for (int64_t c = 0; c < width; ++c) {
     best[c] = load(row, c);
     arg[c] = number;
@@ -263,7 +199,7 @@ SOH_INLINE void first_row(const T* row, int32_t number, int64_t width, float* be
 }
 
 template <class T>
-SOH_INLINE void next_row(const T* row, int32_t number, int64_t width, bool seed, float* best, int32_t* arg) {
+HANDPOSE_INLINE void next_row(const T* row, int32_t number, int64_t width, bool seed, float* best, int32_t* arg) {
   for (int64_t c = 0; c < width; ++c) {
     const float value = load(row, c);
     const bool up = seed ? value > best[c] : soh::replaces(value, best[c]);
@@ -277,8 +213,8 @@ SOH_INLINE void next_row(const T* row, int32_t number, int64_t width, bool seed,
 // waits for memory twice as long; the maxima stay in the second cache. With `seed` (the original's rule) best begins
 // with the floor; otherwise the first row of a node is taken as it is.
 template <class T>
-SOH_INLINE void scan_rows(const T* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count, int64_t M,
-                          int64_t width, bool seed, float* bests, int32_t* args) {
+HANDPOSE_INLINE void scan_rows(const T* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
+                               int64_t M, int64_t width, bool seed, float* bests, int32_t* args) {
   constexpr int64_t kAhead = kAheadBytes / sizeof(T);
   const int64_t ahead = std::max<int64_t>(1, kAhead / stride);
   for (int64_t i = 0; i < count; ++i) {
@@ -295,34 +231,36 @@ SOH_INLINE void scan_rows(const T* rows, int64_t stride, const int32_t* index, i
   }
 }
 
-SOH_CLONES void max_scan(const float* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
-                         int64_t M, int64_t width, float* best, int32_t* arg) {
+HANDPOSE_CLONES void max_scan(const float* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
+                              int64_t M, int64_t width, float* best, int32_t* arg) {
   scan_rows(rows, stride, index, first, count, M, width, false, best, arg);
 }
-SOH_CLONES void max_scan(const uint16_t* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
-                         int64_t M, int64_t width, float* best, int32_t* arg) {
+HANDPOSE_CLONES void max_scan(const uint16_t* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
+                              int64_t M, int64_t width, float* best, int32_t* arg) {
   scan_rows(rows, stride, index, first, count, M, width, false, best, arg);
 }
-SOH_CLONES void seed_scan(const float* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
-                          int64_t M, int64_t width, float* best, int32_t* arg) {
+HANDPOSE_CLONES void seed_scan(const float* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
+                               int64_t M, int64_t width, float* best, int32_t* arg) {
   scan_rows(rows, stride, index, first, count, M, width, true, best, arg);
 }
-SOH_CLONES void seed_scan(const uint16_t* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
-                          int64_t M, int64_t width, float* best, int32_t* arg) {
+HANDPOSE_CLONES void seed_scan(const uint16_t* rows, int64_t stride, const int32_t* index, int64_t first, int64_t count,
+                               int64_t M, int64_t width, float* best, int32_t* arg) {
   scan_rows(rows, stride, index, first, count, M, width, true, best, arg);
 }
 
 // Pairs first .. first + count - 1 of `channels` channels of a contiguous sample, turned into rows of kLanes values.
 template <class T>
-SOH_INLINE void turn_channels(const T* data, int64_t length, int64_t channels, int64_t first, int64_t count, T* rows) {
+HANDPOSE_INLINE void turn_channels(const T* data, int64_t length, int64_t channels, int64_t first, int64_t count,
+                                   T* rows) {
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t l = 0; l < count; ++l) rows[l * kLanes + c] = data[c * length + first + l];
 }
-SOH_CLONES void turn(const float* data, int64_t length, int64_t channels, int64_t first, int64_t count, float* rows) {
+HANDPOSE_CLONES void turn(const float* data, int64_t length, int64_t channels, int64_t first, int64_t count,
+                          float* rows) {
   turn_channels(data, length, channels, first, count, rows);
 }
-SOH_CLONES void turn(const uint16_t* data, int64_t length, int64_t channels, int64_t first, int64_t count,
-                     uint16_t* rows) {
+HANDPOSE_CLONES void turn(const uint16_t* data, int64_t length, int64_t channels, int64_t first, int64_t count,
+                          uint16_t* rows) {
   turn_channels(data, length, channels, first, count, rows);
 }
 
@@ -412,18 +350,8 @@ void index_max_backward(std::uintptr_t grad, int code, std::uintptr_t argmax, st
 
 // ------------------------------------------------------------------------------------------------ linear and max
 
-SOH_CLONES void widen(const uint16_t* in, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = soh::from_bfloat16(in[i]);
-}
-void widen(const float* in, int64_t n, float* out) { std::copy_n(in, n, out); }
-
-SOH_CLONES void narrow(const float* in, int64_t n, uint16_t* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = soh::to_bfloat16(in[i]);
-}
-void narrow(const float* in, int64_t n, float* out) { std::copy_n(in, n, out); }
-
 // out += factor * row
-SOH_CLONES void add_scaled(const float* row, float factor, int64_t n, float* out) {
+HANDPOSE_CLONES void add_scaled(const float* row, float factor, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] += factor * row[i];
 }
 
@@ -534,11 +462,11 @@ void knn_gather(std::uintptr_t feature, int code, std::uintptr_t neighbours, int
   });
 }
 
-SOH_CLONES void add_row(const float* row, int64_t n, float* out) {
+HANDPOSE_CLONES void add_row(const float* row, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] += row[i];
 }
-SOH_CLONES void add_row(const uint16_t* row, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] += soh::from_bfloat16(row[i]);
+HANDPOSE_CLONES void add_row(const uint16_t* row, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] += from_bfloat16(row[i]);
 }
 
 template <class T>
@@ -573,17 +501,17 @@ void knn_gather_backward(std::uintptr_t grad, int code, std::uintptr_t neighbour
 
 // Largest value of the rows that `order` names, at least one, in each of `width` columns, and its row.
 template <class T>
-SOH_INLINE void max_of_rows(const T* rows, const int32_t* order, int64_t count, int64_t width, float* best,
-                            int32_t* arg) {
+HANDPOSE_INLINE void max_of_rows(const T* rows, const int32_t* order, int64_t count, int64_t width, float* best,
+                                 int32_t* arg) {
   first_row(rows + order[0] * width, order[0], width, best, arg);
   for (int64_t i = 1; i < count; ++i) next_row(rows + order[i] * width, order[i], width, false, best, arg);
 }
-SOH_CLONES void max_rows(const float* rows, const int32_t* order, int64_t count, int64_t width, float* best,
-                         int32_t* arg) {
+HANDPOSE_CLONES void max_rows(const float* rows, const int32_t* order, int64_t count, int64_t width, float* best,
+                              int32_t* arg) {
   max_of_rows(rows, order, count, width, best, arg);
 }
-SOH_CLONES void max_rows(const uint16_t* rows, const int32_t* order, int64_t count, int64_t width, float* best,
-                         int32_t* arg) {
+HANDPOSE_CLONES void max_rows(const uint16_t* rows, const int32_t* order, int64_t count, int64_t width, float* best,
+                              int32_t* arg) {
   max_of_rows(rows, order, count, width, best, arg);
 }
 
@@ -758,8 +686,8 @@ struct Neighbour {
   }
 };
 
-SOH_CLONES void square_distances(const double* x, const double* y, const double* z, int64_t n, double px, double py,
-                                 double pz, double* out) {
+HANDPOSE_CLONES void square_distances(const double* x, const double* y, const double* z, int64_t n, double px,
+                                      double py, double pz, double* out) {
   for (int64_t i = 0; i < n; ++i) {
     const double dx = px - x[i], dy = py - y[i], dz = pz - z[i];
     out[i] = dx * dx + dy * dy + dz * dz;

@@ -2,64 +2,22 @@
 // end the device and the stream instead of the number of threads. Nothing waits for the device. Sums have a fixed order
 // (no atomics), and no result depends on the size of a block. Normals and the backward pass of linear_index_max are not
 // here: the first belong to the preparation of data on the CPU, the second is a matter of dense products on a GPU.
-#include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
+#include "shared/kernels_cuda.cuh"
 #include "sohandnet_common.h"
 
 namespace py = pybind11;
 
+const char* const handpose::kModule = "sohandnet_cuda";
+
 namespace {
 
-using soh::load;
-using soh::store;
+using namespace handpose;  // shared/kernels_*
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 30;
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string("sohandnet_cuda: ") + what + ": " + cudaGetErrorString(status));
-}
-
-// Makes `device` current for a call. This module's CUDA runtime is its own and does not know what torch has chosen.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~DeviceGuard() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-cudaStream_t stream_of(std::uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
-
-unsigned blocks_for(int64_t work) { return static_cast<unsigned>(std::min(work, kMaxBlocks)); }
-unsigned blocks_of_threads(int64_t work) { return blocks_for((work + kThreads - 1) / kThreads); }
-
-// Calls f with `code` made a type: 0 is float32, 1 bfloat16.
-template <class F>
-void with_type(int code, const F& f) {
-  if (code == 1)
-    f(uint16_t{});
-  else
-    f(float{});
-}
-
-__device__ int64_t first_of_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
-__device__ int64_t step_of_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
 // Where channel c, place i of a sample lies, of C channels and n places.
 __device__ int64_t offset(bool last, int64_t c, int64_t i, int64_t C, int64_t n) {
@@ -137,13 +95,13 @@ void associate(std::uintptr_t points, std::uintptr_t nodes, int64_t batch, int64
   const DeviceGuard guard(device);
   if (batch == 0) return;
   if (n > 0) {
-    const dim3 blocks(std::min(blocks_of_threads(n), 1024u), static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
+    const dim3 blocks(std::min(blocks_for(n, kThreads), 1024u), static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
     associate_kernel<<<blocks, kThreads, 3 * m * sizeof(float), stream_of(stream)>>>(
         pointer<const float>(points), pointer<const float>(nodes), batch, n, static_cast<int>(m), static_cast<int>(k),
         pointer<int32_t>(index));
     check(cudaGetLastError(), "associate");
   }
-  means_kernel<<<blocks_for((batch * m + 31) / 32), 32, 0, stream_of(stream)>>>(
+  means_kernel<<<blocks_for(batch * m, 32), 32, 0, stream_of(stream)>>>(
       pointer<const float>(points), pointer<const int32_t>(index), batch, n, m, k, pointer<int32_t>(count),
       pointer<float>(mean));
   check(cudaGetLastError(), "means of the nodes");
@@ -222,7 +180,7 @@ void index_max_backward(std::uintptr_t grad, int code, std::uintptr_t argmax, st
   check(cudaMemsetAsync(pointer<void>(out), 0, bytes, stream_of(stream)), "clearing the gradient");
   with_type(code, [&](auto type) {
     using T = decltype(type);
-    index_max_backward_kernel<<<blocks_of_threads(batch * C * M), kThreads, 0, stream_of(stream)>>>(
+    index_max_backward_kernel<<<blocks_for(batch * C * M, kThreads), kThreads, 0, stream_of(stream)>>>(
         pointer<const T>(grad), pointer<const int32_t>(argmax), pointer<const int32_t>(index), batch, C, L, M, last,
         pointer<T>(out));
   });
@@ -249,7 +207,7 @@ void knn_gather(std::uintptr_t feature, int code, std::uintptr_t neighbours, int
   if (batch * C * reads == 0) return;
   with_type(code, [&](auto type) {
     using T = decltype(type);
-    knn_gather_kernel<<<blocks_of_threads(batch * C * reads), kThreads, 0, stream_of(stream)>>>(
+    knn_gather_kernel<<<blocks_for(batch * C * reads, kThreads), kThreads, 0, stream_of(stream)>>>(
         pointer<const T>(feature), pointer<const int32_t>(neighbours), batch, C, M, reads, last, pointer<T>(out));
   });
   check(cudaGetLastError(), "knn_gather");
@@ -311,7 +269,7 @@ void knn_max(std::uintptr_t feature, int code, std::uintptr_t neighbours, int64_
   if (batch * C * R == 0) return;
   with_type(code, [&](auto type) {
     using T = decltype(type);
-    knn_max_kernel<<<blocks_of_threads(batch * C * R), kThreads, 0, stream_of(stream)>>>(
+    knn_max_kernel<<<blocks_for(batch * C * R, kThreads), kThreads, 0, stream_of(stream)>>>(
         pointer<const T>(feature), pointer<const int32_t>(neighbours), batch, C, M, R, K, last, pointer<T>(value),
         pointer<int32_t>(argmax));
   });
@@ -339,7 +297,7 @@ void knn_max_backward(std::uintptr_t grad, int code, std::uintptr_t argmax, int6
   if (batch * C * M == 0) return;
   with_type(code, [&](auto type) {
     using T = decltype(type);
-    knn_max_backward_kernel<<<blocks_of_threads(batch * C * M), kThreads, 0, stream_of(stream)>>>(
+    knn_max_backward_kernel<<<blocks_for(batch * C * M, kThreads), kThreads, 0, stream_of(stream)>>>(
         pointer<const T>(grad), pointer<const int32_t>(argmax), batch, C, M, R, last, pointer<T>(out));
   });
   check(cudaGetLastError(), "knn_max_backward");
@@ -456,7 +414,8 @@ void chamfer_nn(std::uintptr_t p, std::uintptr_t g, int64_t batch, int64_t P, in
   if (batch == 0) return;
   const auto launch = [&](std::uintptr_t one, std::uintptr_t other, int64_t n, int64_t m, std::uintptr_t distance,
                           std::uintptr_t index) {
-    const dim3 blocks(std::min(blocks_of_threads(n), 65535u), static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
+    const dim3 blocks(std::min(blocks_for(n, kThreads), 65535u),
+                      static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
     nearest_kernel<<<blocks, kThreads, 0, stream_of(stream)>>>(pointer<const float>(one), pointer<const float>(other),
                                                                batch, n, m, pointer<float>(distance),
                                                                pointer<int32_t>(index));
@@ -500,7 +459,7 @@ void chamfer_backward(std::uintptr_t p, std::uintptr_t g, std::uintptr_t idx_pg,
   const auto launch = [&](std::uintptr_t one, std::uintptr_t other, std::uintptr_t there, std::uintptr_t back,
                           std::uintptr_t scale_there, std::uintptr_t scale_back, int64_t n, int64_t m,
                           std::uintptr_t grad) {
-    chamfer_backward_kernel<<<blocks_of_threads(batch * n), kThreads, 0, stream_of(stream)>>>(
+    chamfer_backward_kernel<<<blocks_for(batch * n, kThreads), kThreads, 0, stream_of(stream)>>>(
         pointer<const float>(one), pointer<const float>(other), pointer<const int32_t>(there),
         pointer<const int32_t>(back), pointer<const float>(scale_there), pointer<const float>(scale_back), batch, n, m,
         pointer<float>(grad));
@@ -508,14 +467,6 @@ void chamfer_backward(std::uintptr_t p, std::uintptr_t g, std::uintptr_t idx_pg,
   };
   launch(p, g, idx_pg, idx_gp, scale_pg, scale_gp, P, Q, grad_p);
   launch(g, p, idx_gp, idx_pg, scale_gp, scale_pg, Q, P, grad_g);
-}
-
-// Why nothing can run here, or an empty text: the driver may be older than the runtime this module was built with.
-std::string probe() {
-  int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess) return cudaGetErrorString(status);
-  return count > 0 ? "" : "no device";
 }
 
 }  // namespace

@@ -113,6 +113,14 @@ def test_a_cuda_runtime_that_does_not_work_is_refused(having: Any) -> None:
     assert ours.native("cuda") is working
 
 
+def test_types_that_no_native_function_takes_go_to_the_reference(having: Any) -> None:
+    import torch
+
+    ours, _ = having(op_cpu=(module := SimpleNamespace(abi=3)))
+    assert ours.native_for(torch.ones(1), torch.bfloat16, torch.float32) is module
+    assert ours.native_for(torch.ones(1), torch.bfloat16) is None
+
+
 def test_reference_takes_nothing_native(having: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, importer = having(op_cpu=SimpleNamespace(abi=3))
     monkeypatch.setenv(VARIABLE, "reference")
@@ -170,6 +178,16 @@ def test_report_lists_every_module_of_every_method() -> None:
         name, state = line.split(": ", 1)
         module = name.rsplit(".", 1)[-1]
         assert state.startswith(("it was not built", "this machine has no CUDA", "its CUDA")) or module in state
+
+
+@pytest.mark.parametrize("source", sorted(ROOT.glob("*/kernels/*_cuda.cu")), ids=lambda path: path.stem)
+def test_cuda_modules_import_without_a_device(source: Path) -> None:
+    package = ".".join(source.relative_to(ROOT).parent.parts)
+    if not list(source.parent.glob(f"{source.stem}*.so")):
+        pytest.skip(f"{source.stem} was not built")
+    code = f"import {package}.{source.stem} as m; print(m.abi, type(m.probe()).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(importlib.import_module(f"{package}.ops").KERNELS.abi), "str"]
 
 
 def test_importing_the_loader_is_quick() -> None:

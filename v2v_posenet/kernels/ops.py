@@ -12,7 +12,6 @@ ITOP) and down elsewhere.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from shared.errors import DataError
 from shared.kernels import Kernels
+from shared.kernels_ops import FLOAT_CODE, need, where
 
 from . import reference
 from .reference import SIGMA, DecodeMode, Rounding, clip_cells
@@ -43,7 +43,6 @@ __all__ = [
 ]
 
 KERNELS = Kernels("v2v_posenet.kernels", "v2v", abi=1)
-_FLOAT_CODE = {torch.float32: 0, torch.bfloat16: 1}
 _VOXEL_TYPES: dict[torch.dtype, tuple[int, int]] = {  # bytes, bits of the number one
     torch.uint8: (1, 1),
     torch.bool: (1, 1),
@@ -57,36 +56,15 @@ _VOXEL_TYPES: dict[torch.dtype, tuple[int, int]] = {  # bytes, bits of the numbe
 # ------------------------------------------------------------------------------------------------------- helpers
 
 
-def _native(values: Tensor) -> ModuleType | None:
-    """The native module for float maps, None where the reference has to do it."""
-    module = KERNELS.native(values.device.type)
-    return module if values.dtype in _FLOAT_CODE else None
-
-
-def _where(values: Tensor) -> tuple[int, ...]:
-    """The last arguments of every native function: threads on the CPU; device and stream on CUDA."""
-    if values.device.type == "cuda":
-        index = values.device.index
-        return index, torch.cuda.current_stream(index).cuda_stream
-    return (torch.get_num_threads(),)
-
-
-def _need(condition: bool, argument: str, expected: str, value: object) -> None:
-    if not condition:
-        if isinstance(value, Tensor):
-            value = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
-        raise DataError(f"{argument}: expected {expected}, got {value}")
-
-
 def _volumes(maps: Tensor, argument: str) -> None:
-    _need(maps.dim() == 5, argument, "a tensor (B, J, X, Y, Z)", maps)
-    _need(maps.is_floating_point(), argument, "a floating point type", maps)
-    _need(min(maps.shape[2:]) > 0, argument, "volumes with at least one cell", maps)
+    need(maps.dim() == 5, argument, "a tensor (B, J, X, Y, Z)", maps)
+    need(maps.is_floating_point(), argument, "a floating point type", maps)
+    need(min(maps.shape[2:]) > 0, argument, "volumes with at least one cell", maps)
 
 
 def _cells_of(maps: Tensor, cells: Tensor, argument: str) -> Tensor:
     """The targets of ``maps``, checked, as float64 on the same device and without history."""
-    _need(tuple(cells.shape) == (*maps.shape[:2], 3), argument, f"{(*maps.shape[:2], 3)} for these maps", cells)
+    need(tuple(cells.shape) == (*maps.shape[:2], 3), argument, f"{(*maps.shape[:2], 3)} for these maps", cells)
     return cells.detach().to(maps.device, torch.float64)
 
 
@@ -101,7 +79,7 @@ def _chain(
         ("angle_rad", angle_rad, (batch,)),
         ("shift", shift, (batch, 3)),
     ):
-        _need(tuple(value.shape) == shape, name, str(shape), value)
+        need(tuple(value.shape) == shape, name, str(shape), value)
     columns = (ref_mm, cube_mm[:, None], scale[:, None], angle_rad[:, None], shift)
     chain = torch.cat([column.to(device, torch.float64) for column in columns], dim=1)
     if chain.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -120,8 +98,8 @@ def _rows(good: Any, argument: str, expected: str, values: np.ndarray[Any, Any])
 
 
 def _grid_size(grid: int, margin: int) -> None:
-    _need(0 < grid <= 1024, "grid", "an edge of 1 to 1024 fine voxels", grid)
-    _need(margin >= 0, "margin", "0 or more fine voxels", margin)
+    need(0 < grid <= 1024, "grid", "an edge of 1 to 1024 fine voxels", grid)
+    need(margin >= 0, "margin", "0 or more fine voxels", margin)
 
 
 # --------------------------------------------------------------------------------------------------- voxels and joints
@@ -186,21 +164,21 @@ def voxelize(
     Raises:
         DataError: for shapes, types or boxes that do not fit together.
     """
-    _need(depth.dim() == 1 and depth.dtype == torch.float32, "depth", "packed crops (total,) float32", depth)
-    _need(boxes_ltrb.dim() == 2 and boxes_ltrb.shape[1] == 4, "boxes_ltrb", "(B, 4)", boxes_ltrb)
-    _need(boxes_ltrb.dtype == torch.int64, "boxes_ltrb", "int64", boxes_ltrb)
+    need(depth.dim() == 1 and depth.dtype == torch.float32, "depth", "packed crops (total,) float32", depth)
+    need(boxes_ltrb.dim() == 2 and boxes_ltrb.shape[1] == 4, "boxes_ltrb", "(B, 4)", boxes_ltrb)
+    need(boxes_ltrb.dtype == torch.int64, "boxes_ltrb", "int64", boxes_ltrb)
     batch = boxes_ltrb.shape[0]
-    _need(tuple(image_wh.shape) == (batch, 2), "image_wh", f"({batch}, 2)", image_wh)
-    _need(image_wh.dtype == torch.int64, "image_wh", "int64", image_wh)
-    _need(tuple(camera.shape) == (batch, 4), "camera", f"({batch}, 4) fx, fy, u0, v0", camera)
-    _need(tuple(max_depth_mm.shape) == (batch,), "max_depth_mm", f"({batch},)", max_depth_mm)
-    _need(pixel_origin in (0, 1), "pixel_origin", "0 or 1", pixel_origin)
-    _need(rounding in get_args(Rounding), "rounding", "trunc or floor", repr(rounding))
-    _need(dtype in _VOXEL_TYPES, "dtype", "float32, bfloat16, float16, float64, uint8 or bool", dtype)
+    need(tuple(image_wh.shape) == (batch, 2), "image_wh", f"({batch}, 2)", image_wh)
+    need(image_wh.dtype == torch.int64, "image_wh", "int64", image_wh)
+    need(tuple(camera.shape) == (batch, 4), "camera", f"({batch}, 4) fx, fy, u0, v0", camera)
+    need(tuple(max_depth_mm.shape) == (batch,), "max_depth_mm", f"({batch},)", max_depth_mm)
+    need(pixel_origin in (0, 1), "pixel_origin", "0 or 1", pixel_origin)
+    need(rounding in get_args(Rounding), "rounding", "trunc or floor", repr(rounding))
+    need(dtype in _VOXEL_TYPES, "dtype", "float32, bfloat16, float16, float64, uint8 or bool", dtype)
     _grid_size(grid, margin)
     if isinstance(y_up, bool):
         y_up = torch.full((batch,), y_up, dtype=torch.bool)
-    _need(tuple(y_up.shape) == (batch,) and y_up.dtype == torch.bool, "y_up", f"({batch},) bool or a bool", y_up)
+    need(tuple(y_up.shape) == (batch,) and y_up.dtype == torch.bool, "y_up", f"({batch},) bool or a bool", y_up)
 
     frames = torch.cat([boxes_ltrb, image_wh.to(boxes_ltrb.device)], dim=1)
     if frames.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -208,7 +186,7 @@ def voxelize(
         good = (left >= 0) & (left <= right) & (right <= width) & (top >= 0) & (top <= bottom) & (bottom <= height)
         _rows(good, "boxes_ltrb", "0 <= left <= right <= width and 0 <= top <= bottom <= height", table)
         pixels = int(((right - left) * (bottom - top)).sum())
-        _need(pixels == depth.numel(), "depth", f"{pixels} values, the sum of the areas of boxes_ltrb", depth)
+        need(pixels == depth.numel(), "depth", f"{pixels} values, the sum of the areas of boxes_ltrb", depth)
     columns = (camera, max_depth_mm[:, None], y_up[:, None])
     cameras = torch.cat([column.to(depth.device, torch.float64) for column in columns], dim=1)
     if cameras.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -280,7 +258,7 @@ def _voxelize(
         volumes.data_ptr(),
         size,
         one,
-        *_where(depth),
+        *where(depth),
     )
     return volumes
 
@@ -325,7 +303,7 @@ def joint_coordinates(
     Raises:
         DataError: for shapes that do not fit together.
     """
-    _need(joints_mm.dim() == 3 and joints_mm.shape[2] == 3, "joints_mm", "(B, J, 3)", joints_mm)
+    need(joints_mm.dim() == 3 and joints_mm.shape[2] == 3, "joints_mm", "(B, J, 3)", joints_mm)
     _grid_size(grid, margin)
     chain = _chain(ref_mm, cube_mm, scale, angle_rad, shift, joints_mm.shape[0], joints_mm.device)
     joints_mm = joints_mm.detach().double()
@@ -343,7 +321,7 @@ def _joint_coordinates(joints_mm: Tensor, chain: Tensor, author: bool, grid: int
     batch, joints, _ = joints_mm.shape
     out = torch.empty_like(joints_mm)
     module.joint_coordinates(
-        joints_mm.data_ptr(), chain.data_ptr(), batch, joints, author, grid, margin, out.data_ptr(), *_where(joints_mm)
+        joints_mm.data_ptr(), chain.data_ptr(), batch, joints, author, grid, margin, out.data_ptr(), *where(joints_mm)
     )
     return out
 
@@ -376,10 +354,10 @@ def gaussian_heatmaps(
     Raises:
         DataError: for a wrong shape, size, sigma or type.
     """
-    _need(cells.dim() == 3 and cells.shape[2] == 3, "cells", "(B, J, 3)", cells)
-    _need(0 < size <= 512, "size", "an edge of 1 to 512 cells", size)
-    _need(sigma > 0, "sigma", "a positive width in cells", sigma)
-    _need(dtype.is_floating_point, "dtype", "a floating point type", dtype)
+    need(cells.dim() == 3 and cells.shape[2] == 3, "cells", "(B, J, 3)", cells)
+    need(0 < size <= 512, "size", "an edge of 1 to 512 cells", size)
+    need(sigma > 0, "sigma", "a positive width in cells", sigma)
+    need(dtype.is_floating_point, "dtype", "a floating point type", dtype)
     cells = cells.detach().double()
     return cast(Tensor, torch.ops.v2v_posenet.gaussian_heatmaps(cells, size, sigma, offset, dtype))
 
@@ -387,13 +365,13 @@ def gaussian_heatmaps(
 @torch.library.custom_op("v2v_posenet::gaussian_heatmaps", mutates_args=())
 def _gaussian_heatmaps(cells: Tensor, size: int, sigma: float, offset: float, dtype: torch.dtype) -> Tensor:
     module = KERNELS.native(cells.device.type)
-    if module is None or dtype not in _FLOAT_CODE:
+    if module is None or dtype not in FLOAT_CODE:
         return reference.gaussian_heatmaps(cells, size=size, sigma=sigma, offset=offset, dtype=dtype)
     cells = cells.contiguous()
     maps = cells.new_empty((*cells.shape[:2], size, size, size), dtype=dtype)
     count = cells.shape[0] * cells.shape[1]
     module.gaussian_heatmaps(
-        cells.data_ptr(), count, size, sigma, offset, maps.data_ptr(), _FLOAT_CODE[dtype], *_where(cells)
+        cells.data_ptr(), count, size, sigma, offset, maps.data_ptr(), FLOAT_CODE[dtype], *where(cells)
     )
     return maps
 
@@ -421,23 +399,23 @@ def gaussian_mse(pred: Tensor, cells: Tensor, *, sigma: float = SIGMA, offset: f
         DataError: for shapes that do not fit together.
     """
     _volumes(pred, "pred")
-    _need(sigma > 0, "sigma", "a positive width in cells", sigma)
+    need(sigma > 0, "sigma", "a positive width in cells", sigma)
     cells = _cells_of(pred, cells, "cells")
     return cast(Tensor, torch.ops.v2v_posenet.gaussian_mse(pred, cells, sigma, offset))
 
 
 @torch.library.custom_op("v2v_posenet::gaussian_mse", mutates_args=())
 def _gaussian_mse(pred: Tensor, cells: Tensor, sigma: float, offset: float) -> Tensor:
-    module = _native(pred)
+    module = KERNELS.native_for(pred, *FLOAT_CODE)
     if module is None:
         return reference.gaussian_mse(pred, cells, sigma=sigma, offset=offset)
     pred, cells = pred.contiguous(), cells.contiguous()
     batch, joints, *shape = pred.shape
     # One sum for each x plane; adding them here keeps the order fixed whatever the threads do.
     sums = cells.new_empty((batch * joints, shape[0]))
-    code = _FLOAT_CODE[pred.dtype]
+    code = FLOAT_CODE[pred.dtype]
     module.gaussian_mse(
-        pred.data_ptr(), code, cells.data_ptr(), batch * joints, *shape, sigma, offset, sums.data_ptr(), *_where(pred)
+        pred.data_ptr(), code, cells.data_ptr(), batch * joints, *shape, sigma, offset, sums.data_ptr(), *where(pred)
     )
     return (sums.sum() / pred.numel() if pred.numel() else sums.sum() * float("nan")).float()
 
@@ -449,13 +427,13 @@ def _(pred: Tensor, cells: Tensor, sigma: float, offset: float) -> Tensor:
 
 @torch.library.custom_op("v2v_posenet::gaussian_mse_backward", mutates_args=())
 def _gaussian_mse_backward(grad: Tensor, pred: Tensor, cells: Tensor, sigma: float, offset: float) -> Tensor:
-    module = _native(pred)
+    module = KERNELS.native_for(pred, *FLOAT_CODE)
     if module is None:
         return reference.gaussian_mse_backward(grad, pred, cells, sigma, offset).contiguous()
     pred, cells, grad = pred.contiguous(), cells.contiguous(), grad.float().contiguous()
     batch, joints, *shape = pred.shape
     out = torch.empty_like(pred)
-    code = _FLOAT_CODE[pred.dtype]
+    code = FLOAT_CODE[pred.dtype]
     module.gaussian_mse_backward(
         grad.data_ptr(),
         pred.data_ptr(),
@@ -466,7 +444,7 @@ def _gaussian_mse_backward(grad: Tensor, pred: Tensor, cells: Tensor, sigma: flo
         sigma,
         offset,
         out.data_ptr(),
-        *_where(pred),
+        *where(pred),
     )
     return out
 
@@ -507,16 +485,16 @@ def argmax3d(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("v2v_posenet::argmax3d", mutates_args=())
 def _argmax3d(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
-    module = _native(heatmaps)
+    module = KERNELS.native_for(heatmaps, *FLOAT_CODE)
     if module is None:
         return reference.argmax3d(heatmaps)
     heatmaps = heatmaps.contiguous()
     batch, joints, *shape = heatmaps.shape
     index = torch.empty((batch, joints, 3), dtype=torch.int64, device=heatmaps.device)
     values = heatmaps.new_empty((batch, joints))
-    code = _FLOAT_CODE[heatmaps.dtype]
+    code = FLOAT_CODE[heatmaps.dtype]
     module.argmax3d(
-        heatmaps.data_ptr(), code, batch * joints, *shape, index.data_ptr(), values.data_ptr(), *_where(heatmaps)
+        heatmaps.data_ptr(), code, batch * joints, *shape, index.data_ptr(), values.data_ptr(), *where(heatmaps)
     )
     return index, values
 
@@ -548,22 +526,22 @@ def soft_argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _soft_argmax_forward(logits: Tensor) -> tuple[Tensor, Tensor]:
-    module = _native(logits)
+    module = KERNELS.native_for(logits, *FLOAT_CODE)
     if module is None:
         return reference.soft_argmax(logits)
     logits = logits.contiguous()
     batch, joints, *shape = logits.shape
     coords = torch.empty((batch, joints, 3), dtype=torch.float32, device=logits.device)
     lse = torch.empty((batch, joints), dtype=torch.float32, device=logits.device)
-    code = _FLOAT_CODE[logits.dtype]
+    code = FLOAT_CODE[logits.dtype]
     module.soft_argmax(
-        logits.data_ptr(), code, batch * joints, *shape, coords.data_ptr(), lse.data_ptr(), *_where(logits)
+        logits.data_ptr(), code, batch * joints, *shape, coords.data_ptr(), lse.data_ptr(), *where(logits)
     )
     return coords, lse
 
 
 def _soft_argmax_gradient_of(logits: Tensor, coords: Tensor, lse: Tensor, g_coords: Tensor, g_lse: Tensor) -> Tensor:
-    module = _native(logits)
+    module = KERNELS.native_for(logits, *FLOAT_CODE)
     if module is None:
         return reference.soft_argmax_backward(logits, coords, lse, g_coords, g_lse).contiguous()
     logits, coords, lse = logits.contiguous(), coords.contiguous(), lse.contiguous()
@@ -572,7 +550,7 @@ def _soft_argmax_gradient_of(logits: Tensor, coords: Tensor, lse: Tensor, g_coor
     out = torch.empty_like(logits)
     module.soft_argmax_backward(
         logits.data_ptr(),
-        _FLOAT_CODE[logits.dtype],
+        FLOAT_CODE[logits.dtype],
         coords.data_ptr(),
         lse.data_ptr(),
         g_coords.data_ptr(),
@@ -580,7 +558,7 @@ def _soft_argmax_gradient_of(logits: Tensor, coords: Tensor, lse: Tensor, g_coor
         batch * joints,
         *shape,
         out.data_ptr(),
-        *_where(logits),
+        *where(logits),
     )
     return out
 
@@ -646,8 +624,8 @@ def integral_loss(logits: Tensor, target_cells: Tensor, *, weight: float = 0.5) 
         DataError: for shapes that do not fit together, or a weight outside 0 to 1.
     """
     _volumes(logits, "logits")
-    _need(min(logits.shape[2:]) > 1, "logits", "volumes with at least two cells along each axis", logits)
-    _need(0.0 <= weight <= 1.0, "weight", "a number from 0 to 1", weight)
+    need(min(logits.shape[2:]) > 1, "logits", "volumes with at least two cells along each axis", logits)
+    need(0.0 <= weight <= 1.0, "weight", "a number from 0 to 1", weight)
     cells = _cells_of(logits, target_cells, "target_cells")
     if logits.shape[2] == logits.shape[3] == logits.shape[4]:
         cells = clip_cells(cells, logits.shape[2])
@@ -742,9 +720,9 @@ def decode(cells: Tensor, ref_mm: Tensor, cube_mm: Tensor, *, grid: int, mode: D
     Raises:
         DataError: for shapes that do not fit together, or another mode.
     """
-    _need(cells.dim() == 3 and cells.shape[2] == 3, "cells", "(B, J, 3)", cells)
-    _need(tuple(ref_mm.shape) == (len(cells), 3), "ref_mm", f"({len(cells)}, 3)", ref_mm)
-    _need(tuple(cube_mm.shape) == (len(cells),), "cube_mm", f"({len(cells)},)", cube_mm)
-    _need(grid > 0, "grid", "a positive edge in fine voxels", grid)
-    _need(mode in get_args(DecodeMode), "mode", "port, integral or author", repr(mode))
+    need(cells.dim() == 3 and cells.shape[2] == 3, "cells", "(B, J, 3)", cells)
+    need(tuple(ref_mm.shape) == (len(cells), 3), "ref_mm", f"({len(cells)}, 3)", ref_mm)
+    need(tuple(cube_mm.shape) == (len(cells),), "cube_mm", f"({len(cells)},)", cube_mm)
+    need(grid > 0, "grid", "a positive edge in fine voxels", grid)
+    need(mode in get_args(DecodeMode), "mode", "port, integral or author", repr(mode))
     return reference.decode(cells, ref_mm.to(cells.device), cube_mm.to(cells.device), grid=grid, mode=mode)

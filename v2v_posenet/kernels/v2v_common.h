@@ -6,14 +6,8 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
-#ifdef __CUDACC__
-#define V2V_BOTH __host__ __device__ inline
-#else
-#define V2V_BOTH inline
-#endif
+#include "shared/kernels_common.h"
 
 namespace v2v {
 
@@ -28,8 +22,8 @@ struct Chain {
   int grid;
   bool author, floor;
 
-  V2V_BOTH Chain() {}
-  V2V_BOTH Chain(const double* row, int grid_, int margin_, bool author_, bool floor_)
+  HANDPOSE_BOTH Chain() {}
+  HANDPOSE_BOTH Chain(const double* row, int grid_, int margin_, bool author_, bool floor_)
       : half_cube(row[3] * 0.5), voxel(2.0 / grid_), scale(row[4]), angle(row[5]), cosine(::cos(row[5])),
         sine(::sin(row[5])), margin(margin_), full(grid_ + 2 * margin_), grid(grid_), author(author_), floor(floor_) {
     for (int axis = 0; axis < 3; ++axis) {
@@ -43,16 +37,16 @@ struct Chain {
   }
 
   // One axis up to the turn.
-  V2V_BOTH double placed(int axis, double p) const {
+  HANDPOSE_BOTH double placed(int axis, double p) const {
     const double g = ((p - ref[axis]) / half_cube + 1.0) / voxel;
     if (!author) return (g + margin) * scale + centre * (1.0 - scale);
     const double f = ::floor(g) + margin;
     return scale == 1.0 ? f : f / full * whole + offset;
   }
 
-  V2V_BOTH double z(double p) const { return placed(2, p) - shift[2]; }
+  HANDPOSE_BOTH double z(double p) const { return placed(2, p) - shift[2]; }
 
-  V2V_BOTH void xy(double px, double py, double* gx, double* gy) const {
+  HANDPOSE_BOTH void xy(double px, double py, double* gx, double* gy) const {
     double x = placed(0, px), y = placed(1, py);
     if (angle != 0.0) {
       const double dx = x - centre, dy = (author ? (full - 1.0) - y : y) - centre;
@@ -65,7 +59,7 @@ struct Chain {
   }
 
   // The voxel of a coordinate, -1 outside the grid (and for a NaN).
-  V2V_BOTH int index(double g) const {
+  HANDPOSE_BOTH int index(double g) const {
     if (author) g = ::floor(g + 0.5);
     const bool inside = (author || floor ? g >= 0.0 : g > -1.0) && g < grid;
     return inside ? static_cast<int>(g) : -1;
@@ -79,15 +73,15 @@ struct Frame {
   bool y_up;
   int pixel_origin;
 
-  V2V_BOTH Frame() {}
-  V2V_BOTH Frame(const int64_t* box, const double* camera, int pixel_origin_)
+  HANDPOSE_BOTH Frame() {}
+  HANDPOSE_BOTH Frame(const int64_t* box, const double* camera, int pixel_origin_)
       : left(box[0]), top(box[1]), right(box[2]), bottom(box[3]), width(box[4]), height(box[5]), fx(camera[0]),
         fy(camera[1]), u0(camera[2]), v0(camera[3]),
         far(static_cast<double>(static_cast<float>(camera[4]))),  // depth images hold float32
         y_up(camera[5] != 0.0), pixel_origin(pixel_origin_) {}
 
   // Flat voxel of a pixel of the whole image at depth z, or -1. The pixel is counted from pixel_origin.
-  V2V_BOTH int64_t voxel(const Chain& chain, double column, double row, double z) const {
+  HANDPOSE_BOTH int64_t voxel(const Chain& chain, double column, double row, double z) const {
     const int iz = chain.index(chain.z(z));
     if (iz < 0) return -1;
     const double rise = row - v0;
@@ -102,25 +96,10 @@ struct Frame {
   }
 };
 
-V2V_BOTH float from_bfloat16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-// To nearest, ties to even; a NaN stays one.
-V2V_BOTH uint16_t to_bfloat16(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 // Values below this are set to 0 in the Gaussian factors, so that no product is a (slow) denormal number.
 constexpr double kSmallFactor = 1e-19;
 
-V2V_BOTH double gaussian_factor(int64_t index, double position, double sigma, double offset) {
+HANDPOSE_BOTH double gaussian_factor(int64_t index, double position, double sigma, double offset) {
   const double distance = static_cast<double>(index) + offset - position;
   const double value = ::exp(-(distance * distance) / (2.0 * sigma * sigma));
   return value < kSmallFactor ? 0.0 : value;

@@ -4,72 +4,21 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
-#include <system_error>
-#include <thread>
 #include <vector>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
+#include "shared/kernels_cpu.h"
 #include "v2v_common.h"
-
-// The inner loops are compiled for three generations of x86 and chosen when the module is loaded (GCC 12 and glibc know
-// these names). Sums use 16 explicit lanes, so that all of them give the same bits.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define V2V_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define V2V_CLONES
-#endif
 
 namespace py = pybind11;
 
 namespace {
 
+using namespace handpose;  // shared/kernels_*
 using v2v::Chain;
 using v2v::Frame;
 
-constexpr int kLanes = 16;
-constexpr int64_t kWorkPerThread = 200000;  // elements; starting a thread costs about as much as 100,000 of them
-
-// Calls work(0 .. count-1) from up to `threads` threads. `size` elements in all decide whether that pays.
-template <class Work>
-void parallel(int64_t count, int64_t size, int threads, const Work& work) {
-  const int64_t useful = std::min<int64_t>({count, threads, 1 + size / kWorkPerThread});
-  std::atomic<int64_t> next{0};
-  const auto loop = [&] {
-    for (int64_t i = next++; i < count; i = next++) work(i);
-  };
-  std::vector<std::thread> others;
-  for (int64_t t = 1; t < useful; ++t) {
-    try {
-      others.emplace_back(loop);
-    } catch (const std::system_error&) {
-      break;  // no more threads to be had: this one does the rest
-    }
-  }
-  loop();
-  for (auto& other : others) other.join();
-}
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Asks Linux for pages of 2 MB for a large result that nobody has touched yet. Where a page fault is expensive (virtual
-// machines), a batch of heat maps otherwise takes longer to come into being than to be computed.
-void large_pages(std::uintptr_t address, int64_t bytes) {
-#ifdef __linux__
-  constexpr std::uintptr_t kPage = 4096;
-  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
-  if (bytes >= (int64_t{4} << 20)) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);  // a refusal is harmless
-#endif
-  static_cast<void>(address);
-  static_cast<void>(bytes);
-}
+constexpr int kLanes = 16;  // of sums, explicit so that all clones of a loop give the same bits
 
 // ------------------------------------------------------------------------------------------------ voxels
 
@@ -82,8 +31,8 @@ struct Points {
 };
 
 // The arithmetic of Frame::voxel and Chain for the port's conventions, in the same order, without branches.
-V2V_CLONES void place(const Frame& frame, const Chain& chain, int count, const double* column, const double* row,
-                      const double* depth, double* voxels) {
+HANDPOSE_CLONES void place(const Frame& frame, const Chain& chain, int count, const double* column, const double* row,
+                           const double* depth, double* voxels) {
   const double fx = frame.fx, fy = frame.fy, u0 = frame.u0, v0 = frame.v0, sign = frame.y_up ? -1.0 : 1.0;
   const double half = chain.half_cube, voxel = chain.voxel, margin = chain.margin, scale = chain.scale;
   const double centre = chain.centre, rest = centre * (1.0 - scale), cosine = chain.cosine, sine = chain.sine;
@@ -204,17 +153,9 @@ inline float exp_below(float x) {
   return x < -87.0f ? 0.0f : series * power;
 }
 
-V2V_CLONES void widen(const uint16_t* in, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = v2v::from_bfloat16(in[i]);
-}
-
-V2V_CLONES void narrow(const float* in, int64_t n, uint16_t* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = v2v::to_bfloat16(in[i]);
-}
-
 // The largest value; NaN if there is one. Compared as integers in the order of the floats, because a maximum of
 // integers is a loop that every compiler makes into vectors.
-V2V_CLONES float plane_max(const float* in, int64_t n) {
+HANDPOSE_CLONES float plane_max(const float* in, int64_t n) {
   int32_t best = std::numeric_limits<int32_t>::min(), largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     int32_t bits;
@@ -232,7 +173,7 @@ V2V_CLONES float plane_max(const float* in, int64_t n) {
 }
 
 // Adds exp(v - top) to `over_x` and returns the sum over the plane.
-V2V_CLONES double plane_exp(const float* in, int64_t n, float top, float* over_x) {
+HANDPOSE_CLONES double plane_exp(const float* in, int64_t n, float top, float* over_x) {
   float sum[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
@@ -252,16 +193,16 @@ V2V_CLONES double plane_exp(const float* in, int64_t n, float top, float* over_x
 }
 
 // p (part_x + part_yz), p = exp(v - lse)
-V2V_CLONES void plane_soft_gradient(const float* in, int64_t n, float lse, float part_x, const float* part_yz,
-                                    float* out) {
+HANDPOSE_CLONES void plane_soft_gradient(const float* in, int64_t n, float lse, float part_x, const float* part_yz,
+                                         float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = exp_below(in[i] - lse) * (part_x + part_yz[i]);
 }
 
-V2V_CLONES void plane_scale(const float* in, int64_t n, float factor, float* out) {
+HANDPOSE_CLONES void plane_scale(const float* in, int64_t n, float factor, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = in[i] * factor;
 }
 
-V2V_CLONES double plane_square_error(const float* in, int64_t n, float factor, const float* target) {
+HANDPOSE_CLONES double plane_square_error(const float* in, int64_t n, float factor, const float* target) {
   float sum[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
@@ -278,7 +219,8 @@ V2V_CLONES double plane_square_error(const float* in, int64_t n, float factor, c
   return total;
 }
 
-V2V_CLONES void plane_error(const float* in, int64_t n, float factor, const float* target, float scale, float* out) {
+HANDPOSE_CLONES void plane_error(const float* in, int64_t n, float factor, const float* target, float scale,
+                                 float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = scale * (in[i] - factor * target[i]);
 }
 
@@ -393,7 +335,7 @@ void argmax3d(std::uintptr_t heatmaps, int code, int64_t count, int64_t X, int64
     at[1] = i / Z;
     at[2] = i % Z;
     if (code == 1)
-      pointer<uint16_t>(values)[joint] = v2v::to_bfloat16(plane[i]);
+      pointer<uint16_t>(values)[joint] = to_bfloat16(plane[i]);
     else
       pointer<float>(values)[joint] = plane[i];
   });

@@ -1,68 +1,24 @@
 // V2V-PoseNet on CUDA. The functions and their arguments are those of v2v_cpu.cpp, with device pointers, and at the end
 // the device and the stream instead of the number of threads. Nothing waits for the device. Sums have a fixed order (no
 // atomics).
-#include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
+#include "shared/kernels_cuda.cuh"
 #include "v2v_common.h"
 
 namespace py = pybind11;
 
+const char* const handpose::kModule = "v2v_cuda";
+
 namespace {
 
+using namespace handpose;  // shared/kernels_*
 using v2v::Chain;
 using v2v::Frame;
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 30;
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string("v2v_cuda: ") + what + ": " + cudaGetErrorString(status));
-}
-
-// Makes `device` current for a call. This module's CUDA runtime is its own and does not know what torch has chosen.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~DeviceGuard() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-cudaStream_t stream_of(std::uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
-
-unsigned blocks_for(int64_t work) { return static_cast<unsigned>(std::min(work, kMaxBlocks)); }
-
-__device__ float load(const float* maps, int64_t i) { return maps[i]; }
-__device__ float load(const uint16_t* maps, int64_t i) { return v2v::from_bfloat16(maps[i]); }
-__device__ void store(float* maps, int64_t i, float value) { maps[i] = value; }
-__device__ void store(uint16_t* maps, int64_t i, float value) { maps[i] = v2v::to_bfloat16(value); }
-
-// Sum over the block, valid in thread 0; `shared` holds one number per thread.
-__device__ double block_sum(double value, double* shared) {
-  __syncthreads();
-  shared[threadIdx.x] = value;
-  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-  }
-  __syncthreads();
-  return shared[0];
-}
 
 // ------------------------------------------------------------------------------------------------ voxels
 
@@ -90,8 +46,7 @@ __global__ void voxelize_kernel(const float* depth, int64_t depth_count, const i
     if (!sound) continue;
     const float* crop = depth + start;
     T* volume = out + b * cells;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+    const int64_t first = first_of_thread(), step = step_of_threads();
     for (int64_t i = first; i < area; i += step) {
       const double z = crop[i];
       if (z == 0.0) continue;
@@ -135,8 +90,7 @@ void voxelize(std::uintptr_t depth, int64_t depth_count, std::uintptr_t starts, 
 
 __global__ void joint_kernel(const double* joints_mm, const double* chains, int64_t batch, int64_t joints, bool author,
                              int grid, int margin, double* out) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch * joints; i += step) {
+  for (int64_t i = first_of_thread(); i < batch * joints; i += step_of_threads()) {
     const Chain chain(chains + i / joints * v2v::kChainColumns, grid, margin, author, false);
     const double* p = joints_mm + i * 3;
     chain.xy(p[0], p[1], &out[i * 3], &out[i * 3 + 1]);
@@ -148,7 +102,7 @@ void joint_coordinates(std::uintptr_t joints_mm, std::uintptr_t chains, int64_t 
                        int grid, int margin, std::uintptr_t out, int device, std::uintptr_t stream) {
   const DeviceGuard guard(device);
   if (batch * joints == 0) return;
-  joint_kernel<<<blocks_for((batch * joints + kThreads - 1) / kThreads), kThreads, 0, stream_of(stream)>>>(
+  joint_kernel<<<blocks_for(batch * joints, kThreads), kThreads, 0, stream_of(stream)>>>(
       pointer<const double>(joints_mm), pointer<const double>(chains), batch, joints, author, grid, margin,
       pointer<double>(out));
   check(cudaGetLastError(), "joint_coordinates");
@@ -209,15 +163,6 @@ __global__ void mse_backward_kernel(const float* grad, const T* pred, const doub
       store(out, plane * n + i, scale * (load(pred, plane * n + i) - target));
     }
   }
-}
-
-// Calls f with `code` made a type: 0 is float32, 1 bfloat16.
-template <class F>
-void with_type(int code, const F& f) {
-  if (code == 1)
-    f(uint16_t{});
-  else
-    f(float{});
 }
 
 void gaussian_heatmaps(std::uintptr_t cells, int64_t count, int64_t size, double sigma, double offset,
@@ -398,14 +343,6 @@ void soft_argmax_backward(std::uintptr_t logits, int code, std::uintptr_t coords
         pointer<const float>(g_coords), pointer<const float>(g_lse), count * X, X, Y, Z, pointer<T>(out));
   });
   check(cudaGetLastError(), "soft_argmax_backward");
-}
-
-// Why nothing can run here, or an empty text: the driver may be older than the runtime this module was built with.
-std::string probe() {
-  int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess) return cudaGetErrorString(status);
-  return count > 0 ? "" : "no device";
 }
 
 }  // namespace

@@ -4,12 +4,14 @@
 #   CONFIG=name   a preset of the method (v2v_posenet/configs/name.yaml) or a path to a YAML file
 #   RUN=dir       folder of the run          CKPT=file  checkpoint to evaluate or to predict with
 #   MANO=file     MANO_RIGHT.pkl, or the .npz that `make mano` made of it; not needed for the stand-ins
+#   SEED=n        of both stages of train-selfsup; 0 if not given
 #   ARGS="..."    anything else, handed to the program as it is
 
 DATA ?=
 MANO ?=
 CONFIG ?= $(if $(DATA),paper,standin)
 CKPT ?=
+SEED ?=
 ARGS ?=
 PYTHON ?=
 
@@ -48,7 +50,7 @@ $(STANDIN)/msra/standin.json: | $(STAMP)
 frames_ho3d := 800
 frames_icvl := 1000
 frames_nyu := 400
-frames_stb := 480
+frames_stb := 600
 frames_panoptic := 100
 frames_mpii_nzsl := 100
 standin_frames = $(or $(frames_$*),64)
@@ -162,6 +164,7 @@ SSF_DATA = $(or $(DATA),$(STANDIN)/nyu)
 SSF_SHARDS = $(or $(STORE),data/prepared/selfsup-$(if $(DATA),nyu,standin))
 SSF_CKPT = $(or $(CKPT),$(SSF_RUN)/self-supervised/checkpoints/last.pt)
 SSF_PRESET = $(if $(DATA),author_log,standin_selfsup)
+ssf_seed = $(if $(SEED),--seed $(SEED))
 ssf_resume = $(if $(wildcard $(SSF_RUN)/$(1)/checkpoints/last.pt),--resume)
 
 # hands of captured crops, and so of the stand-in's training and priors, are centred on the palm
@@ -169,8 +172,8 @@ ssf_prior = $(if $(wildcard $(SSF_RUN)/prior/$(1)/prior.pt),,$(PY) -m selfsup_fi
 
 define ssf_train
 	$(call ssf_prior,vae)
-	$(PY) -m selfsup_fitting.train --mode synthetic --config selfsup_fitting/configs/$(if $(DATA),synthetic,standin_synthetic).yaml --run $(SSF_RUN)/synthetic $(call ssf_resume,synthetic)
-	$(PY) -m selfsup_fitting.train --mode self-supervised --config selfsup_fitting/configs/$(SSF_PRESET).yaml --data.root $(SSF_SHARDS) --vae $(SSF_RUN)/prior/vae/prior.pt $(or $(call ssf_resume,self-supervised),--init $(SSF_RUN)/synthetic/checkpoints/last.pt) --run $(SSF_RUN)/self-supervised $(ARGS)
+	$(PY) -m selfsup_fitting.train --mode synthetic --config selfsup_fitting/configs/$(if $(DATA),synthetic,standin_synthetic).yaml --run $(SSF_RUN)/synthetic $(call ssf_resume,synthetic) $(ssf_seed)
+	$(PY) -m selfsup_fitting.train --mode self-supervised --config selfsup_fitting/configs/$(SSF_PRESET).yaml --data.root $(SSF_SHARDS) --vae $(SSF_RUN)/prior/vae/prior.pt $(or $(call ssf_resume,self-supervised),--init $(SSF_RUN)/synthetic/checkpoints/last.pt) --run $(SSF_RUN)/self-supervised $(ssf_seed) $(ARGS)
 endef
 ssf_eval = $(PY) -m selfsup_fitting.eval $(1) --data $(SSF_SHARDS)
 

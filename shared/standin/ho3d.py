@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from shared.errors import DataError
 from shared.safe_io import atomic_path, atomic_write_text
 from shared.standin.grasp import Grasp, mesh, pixel_box, place_in_view, sample_grasp, take_picture
+from shared.standin.pool import in_processes
 from shared.standin.scene import Float
 from shared.standin.views import save_image
 
@@ -31,10 +32,16 @@ _GL = np.diag([1.0, -1, -1])
 
 
 def write_ho3d(
-    root: str | Path, *, frames: int = 6, seed: int = 0, version: Literal["v2", "v3"] = "v2", unlabelled: int = 1
+    root: str | Path,
+    *,
+    frames: int = 6,
+    seed: int = 0,
+    version: Literal["v2", "v3"] = "v2",
+    unlabelled: int = 1,
+    workers: int = 1,
 ) -> None:
     """Lays out ``frames`` training frames, half as many (at least 2) evaluation frames, and ``unlabelled`` listed
-    training frames whose annotation is None.
+    training frames whose annotation is None; in ``workers`` processes, which change no byte.
 
     Raises:
         DataError: fewer than one frame, or an unknown version.
@@ -42,31 +49,20 @@ def write_ho3d(
     if frames < 1 or unlabelled < 0 or version not in ("v2", "v3"):
         raise DataError(f"expected frames >= 1, unlabelled >= 0 and v2 or v3, got {frames}, {unlabelled}, {version!r}")
     root = Path(root)
-    index = 0
+    first = 0
     for split, count in (("train", frames + unlabelled), ("evaluation", max(2, frames // 2))):
-        names, xyz, verts = [], [], []
-        for number in range(count):
-            sequence = SEQUENCES[split][number % 2]
-            name = f"{sequence}/{number // 2:04d}"
-            names.append(name)
-            grasp = sample_grasp(seed, index, tips="ho3d", center_mm=_center(seed, index))
-            verts_gl, joints_gl, meta = _annotate(grasp, index)
-            if split == "evaluation":
-                meta["handJoints3D"] = joints_gl[0].astype(np.float32)
-                meta["handBoundingBox"] = list(pixel_box(verts_gl @ _GL, K))
-                for key in ("handPose", "handTrans", "handBeta"):
-                    del meta[key]
-            elif number >= frames:
-                meta |= dict.fromkeys(("handJoints3D", "handPose", "handTrans", "handBeta", "objRot", "objTrans"))
-            _write_frame(root / split / sequence, name.split("/")[1], grasp, meta, seed, index, version)
-            xyz.append(joints_gl.tolist())
-            verts.append(verts_gl.tolist())
-            index += 1
+        names = [f"{SEQUENCES[split][number % 2]}/{number // 2:04d}" for number in range(count)]
+        jobs = [
+            (root / split, name, seed, first + number, version, split == "train" and number < frames)
+            for number, name in enumerate(names)
+        ]
+        xyz, verts = zip(*in_processes(_write_frame, jobs, workers), strict=True)
+        first += count
         order = np.random.default_rng((seed, 30)).permutation(count)  # the lists are not sorted
         atomic_write_text(root / f"{split}.txt", "".join(f"{names[i]}\n" for i in order))
         if split == "evaluation":
             for what, values in (("xyz", xyz), ("verts", verts)):
-                atomic_write_text(root / f"evaluation_{what}.json", json.dumps([values[i] for i in order]))
+                atomic_write_text(root / f"evaluation_{what}.json", json.dumps([values[i].tolist() for i in order]))
 
 
 def _center(seed: int, index: int) -> Float:
@@ -100,9 +96,19 @@ def _annotate(grasp: Grasp, index: int) -> tuple[Float, Float, dict[str, Any]]:
     return verts_mm / 1000, joints_mm / 1000, meta
 
 
-def _write_frame(
-    folder: Path, fid: str, grasp: Grasp, meta: dict[str, Any], seed: int, index: int, version: str
-) -> None:
+def _write_frame(root: Path, name: str, seed: int, index: int, version: str, labelled: bool) -> tuple[Float, Float]:
+    """The files of one frame; gives its joints (21, 3) and vertices (778, 3), metres, OpenGL axes."""
+    sequence, fid = name.split("/")
+    folder = root / sequence
+    grasp = sample_grasp(seed, index, tips="ho3d", center_mm=_center(seed, index))
+    verts_gl, joints_gl, meta = _annotate(grasp, index)
+    if root.name == "evaluation":
+        meta["handJoints3D"] = joints_gl[0].astype(np.float32)
+        meta["handBoundingBox"] = list(pixel_box(verts_gl @ _GL, K))
+        for key in ("handPose", "handTrans", "handBeta"):
+            del meta[key]
+    elif not labelled:
+        meta |= dict.fromkeys(("handJoints3D", "handPose", "handTrans", "handBeta", "objRot", "objTrans"))
     picture = take_picture(grasp, K, SIZE, seed=seed, index=index)
     if version == "v2":
         save_image(folder / "rgb" / f"{fid}.png", picture.rgb, compress_level=1)
@@ -115,3 +121,4 @@ def _write_frame(
         meta = meta | {"handVertContact": np.zeros(778, np.bool_)}
     with atomic_path(folder / "meta" / f"{fid}.pkl") as part:
         part.write_bytes(pickle.dumps(meta, 2).replace(b"cnumpy._core.", b"cnumpy.core."))
+    return joints_gl, verts_gl

@@ -8,11 +8,8 @@ pictures and ``joint_data.mat``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ from shared.datasets.nyu import FAR_MM, SIZE, K
 from shared.errors import DataError
 from shared.safe_io import atomic_path
 from shared.standin.build_hand import boundary_loop
+from shared.standin.pool import in_processes
 from shared.standin.render import render_depth
 from shared.standin.scene import (
     GESTURES,
@@ -141,14 +139,6 @@ def _write_frame(root: Path, split: str, number: int, index: int, person: int, s
     return xyz
 
 
-def _frames(jobs: list[tuple[Path, str, int, int, int, int, bool]], workers: int) -> Iterator[Float]:
-    if workers == 1:
-        yield from map(_write_frame, *zip(*jobs, strict=True))
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(_write_frame, *zip(*jobs, strict=True), chunksize=8)
-
-
 def write_nyu(root: str | Path, *, frames: int = 6, seed: int = 0, noise: bool = True, workers: int = 1) -> None:
     """Writes ``frames`` training and ``frames`` test frames of three cameras.
 
@@ -171,7 +161,7 @@ def write_nyu(root: str | Path, *, frames: int = 6, seed: int = 0, noise: bool =
             (root, split, i + 1, part * frames + i, people[i * len(people) // frames], seed, noise)
             for i in range(frames)
         ]
-        xyz = np.stack(list(_frames(jobs, workers)), 1)
+        xyz = np.stack(list(in_processes(_write_frame, jobs, workers)), 1)
         names = np.empty((1, 36), object)
         names[0] = JOINT_NAMES
         variables = {"joint_names": names, "joint_uvd": camera.xyz_to_uvd(xyz, K), "joint_xyz": camera.flip_y(xyz)}

@@ -8,7 +8,6 @@ The label files are MATLAB 5 with a fixed header text, so that the same seed giv
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,39 +17,47 @@ from shared.datasets.stb import BASELINE_MM, IMAGE_SIZE, Camera, K, color_to_dep
 from shared.errors import DataError
 from shared.safe_io import atomic_path
 from shared.skeletons import reorder
+from shared.standin.pool import in_processes
 from shared.standin.views import Hand, sample_hand, save_image, view
 
-SEQUENCES = ("B1Counting", "B1Random", "B2Counting", "B2Random")  # two of the test split, two of training
+SEQUENCES = tuple(f"B{i}{kind}" for i in range(1, 7) for kind in ("Counting", "Random"))  # B1: the test split
+SMALL, FEW = 120, 4  # fewer moments than this are spread over the first sequences only, two of them the test split's
 
 
-def write_stb(root: str | Path, *, frames: int = 8, seed: int = 0) -> None:
-    """Lays out ``frames`` moments (four pictures each) over four sequences below ``root``.
+def write_stb(root: str | Path, *, frames: int = 8, seed: int = 0, workers: int = 1) -> None:
+    """Lays out ``frames`` moments (four pictures each) below ``root``, over the twelve sequences; below 120 moments
+    over four. All four people are in every sequence: as in STB, sequences differ in what the hand does and where.
+
+    Args:
+        root: folder.
+        frames: moments.
+        seed: the same seed gives the same bytes, with any number of workers.
+        workers: processes.
 
     Raises:
         DataError: fewer frames than sequences.
     """
-    if frames < len(SEQUENCES):
-        raise DataError(f"frames: at least {len(SEQUENCES)}, one for each sequence; got {frames}")
+    if frames < FEW:
+        raise DataError(f"frames: at least {FEW}, one for each sequence; got {frames}")
     root = Path(root)
     labels: dict[str, list[NDArray[np.float64]]] = {}
-    for index, sequence, n, cameras in _moments(frames, seed):
-        for camera, hand in cameras.items():
-            picture = view(hand, K[camera], IMAGE_SIZE, seed=seed, index=index)
-            rgb = picture.rgb if camera != "SK_depth" else encode_depth(picture.depth_mm)
-            save_image(root / "images" / sequence / f"{camera}_{n}.png", rgb, compress_level=1)
-        for pair, camera in (("BB", "BB_left"), ("SK", "SK_depth")):
-            labels.setdefault(f"{sequence}_{pair}", []).append(to_stb(cameras[camera].joints_mm))
-    for name, joints in labels.items():
+    jobs = [(root, seed, index, *_place(index, frames)) for index in range(frames)]
+    for job, pairs in zip(jobs, in_processes(_write_moment, jobs, workers), strict=True):
+        for pair, joints in pairs.items():
+            labels.setdefault(f"{job[3]}_{pair}", []).append(joints)
+    for name, all_joints in labels.items():
         with atomic_path(root / "labels" / f"{name}.mat") as path:
-            path.write_bytes(mat_bytes(np.stack(joints).transpose(2, 1, 0)))
+            path.write_bytes(mat_bytes(np.stack(all_joints).transpose(2, 1, 0)))
 
 
 def masks(*, frames: int, seed: int, camera: Camera) -> dict[str, NDArray[np.bool_]]:
     """{frame name: (480, 640) bool} where the hand is in one camera's pictures of ``write_stb(frames, seed)``."""
-    return {
-        f"{sequence}/{camera}_{n}": view(cameras[camera], K[camera], IMAGE_SIZE, seed=seed, index=index).mask
-        for index, sequence, n, cameras in _moments(frames, seed)
-    }
+    found = {}
+    for index in range(frames):
+        sequence, n = _place(index, frames)
+        hand = _moment(seed, index, n)[camera]
+        found[f"{sequence}/{camera}_{n}"] = view(hand, K[camera], IMAGE_SIZE, seed=seed, index=index).mask
+    return found
 
 
 def to_stb(joints_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -80,23 +87,33 @@ def mat_bytes(hand_para: NDArray[np.float64]) -> bytes:
     return header + file.getvalue()[116:]
 
 
-def _moments(frames: int, seed: int) -> Iterator[tuple[int, str, int, dict[Camera, Hand]]]:
-    """(index, sequence, number in it, the hand in each camera's frame)."""
-    for index in range(frames):
-        rng = np.random.default_rng((seed, index, 9))
-        place = rng.uniform((-20, -20, 620), (20, 20, 720))
-        # the middle of the stereo base, so that both of its cameras see the hand
-        left = sample_hand(seed, index, side="left", center_mm=(BASELINE_MM / 2 + place[0], place[1], place[2]))
-        color = sample_hand(seed, index, side="left", center_mm=(place[0], place[1], place[2] - 150))
-        depth = color.moved(color_to_depth)
-        yield (
-            index,
-            SEQUENCES[index % len(SEQUENCES)],
-            index // len(SEQUENCES),
-            {
-                "BB_left": left,
-                "BB_right": left.moved(left_to_right),
-                "SK_color": depth.moved(depth_to_color),
-                "SK_depth": depth,
-            },
-        )
+def _place(index: int, frames: int) -> tuple[str, int]:
+    """The sequence of moment ``index`` and its number there."""
+    count = FEW if frames < SMALL else len(SEQUENCES)
+    return SEQUENCES[index % count], index // count
+
+
+def _moment(seed: int, index: int, person: int) -> dict[Camera, Hand]:
+    """The hand in each camera's frame; ``person`` modulo four."""
+    rng = np.random.default_rng((seed, index, 9))
+    place = rng.uniform((-20, -20, 620), (20, 20, 720))
+    # the middle of the stereo base, so that both of its cameras see the hand
+    at_left, at_color = (BASELINE_MM / 2 + place[0], place[1], place[2]), (place[0], place[1], place[2] - 150)
+    left = sample_hand(seed, index, side="left", center_mm=at_left, person=person)
+    depth = sample_hand(seed, index, side="left", center_mm=at_color, person=person).moved(color_to_depth)
+    return {
+        "BB_left": left,
+        "BB_right": left.moved(left_to_right),
+        "SK_color": depth.moved(depth_to_color),
+        "SK_depth": depth,
+    }
+
+
+def _write_moment(root: Path, seed: int, index: int, sequence: str, n: int) -> dict[str, NDArray[np.float64]]:
+    """The four pictures of a moment; gives the labels of both pairs of cameras."""
+    cameras = _moment(seed, index, n)
+    for camera, hand in cameras.items():
+        picture = view(hand, K[camera], IMAGE_SIZE, seed=seed, index=index)
+        rgb = picture.rgb if camera != "SK_depth" else encode_depth(picture.depth_mm)
+        save_image(root / "images" / sequence / f"{camera}_{n}.png", rgb, compress_level=1)
+    return {"BB": to_stb(cameras["BB_left"].joints_mm), "SK": to_stb(cameras["SK_depth"].joints_mm)}

@@ -40,10 +40,13 @@ class View:
     mask: NDArray[np.bool_]
 
 
-def sample_hand(seed: int, index: int, *, side: Side, center_mm: ArrayLike) -> Hand:
-    """Hand ``index`` of a set: pose drawn from (seed, index), four subjects in turns; its joints' mean at a point."""
+def sample_hand(seed: int, index: int, *, side: Side, center_mm: ArrayLike, person: int | None = None) -> Hand:
+    """Hand ``index`` of a set: pose drawn from (seed, index), four people in turns unless said whose it is; its joints'
+    mean lies at a point."""
     K = np.array([[300.0, 0, 160], [0, 300.0, 120], [0, 0, 1]])
-    scene = sample_scene(seed, index, K=K, image_size=(320, 240), subject=index % 4, side=side)
+    scene = sample_scene(
+        seed, index, K=K, image_size=(320, 240), subject=(index if person is None else person) % 4, side=side
+    )
     shift = np.asarray(center_mm) - scene.joints_mm.mean(0)
     return Hand(scene.verts_mm + shift, scene.joints_mm + shift, side)
 

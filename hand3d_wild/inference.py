@@ -25,6 +25,7 @@ from hand3d_wild.crop import (
     to_crop,
 )
 from shared.errors import DataError
+from shared.precision import choose_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,8 +145,6 @@ class Predictor:
     """
 
     def __init__(self, checkpoint: str | Path, mano: str, *, device: str = "cpu", precision: str = "float32") -> None:
-        import torch
-
         from hand3d_wild.convert import load_checkpoint
         from shared.mano import load_mano
 
@@ -164,10 +163,7 @@ class Predictor:
                 remedy="give --mano MANO_RIGHT.pkl, which mano.is.tue.mpg.de gives out after registration; "
                 "--mano standin is a free hand, for the stand-in data",
             )
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise DataError("--device cuda: torch finds no CUDA device here", remedy="use --device auto or cpu")
+        device = choose_device(device)
         self.model = load_mano(mano, side="right")
         self.extra = loaded.extra
         self.device, self.precision = device, precision

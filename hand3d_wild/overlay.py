@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shared.errors import DataError
+from shared import overlay
 from shared.safe_io import atomic_path, atomic_write_text
 
 RGB = NDArray[np.uint8]
 Float = NDArray[np.float64]
-COLOUR = (0.45, 0.62, 0.85)
 _FAR = 1e6  # pixels: the pinhole renderer's distance, at which its rays are as good as parallel
 
 
@@ -22,34 +21,19 @@ def verts_uvz(verts_2d: ArrayLike, verts_m: ArrayLike, scale: float) -> Float:
     return np.concatenate((flat, scale * solid[:, 2:]), 1)
 
 
-def mesh_overlay(
-    rgb: RGB, uvz: ArrayLike, faces: ArrayLike, *, alpha: float = 0.85, colour: tuple[float, float, float] = COLOUR
-) -> RGB:
+def mesh_overlay(rgb: RGB, uvz: ArrayLike, faces: ArrayLike) -> RGB:
     """A copy of the picture with the lit mesh over it, seen by parallel rays as the network's camera does.
 
     Args:
         rgb: (H, W, 3) uint8.
         uvz: (V, 3) from :func:`verts_uvz`, pixels of ``rgb``.
         faces: (F, 3), counter-clockwise from outside.
-        alpha: opacity of the mesh.
-        colour: its reflectance in 0..1.
     """
-    import torch
-
-    from shared.standin.render import render_depth, shade
-
     points = np.asarray(uvz, np.float64)
     depth = _FAR + points[:, 2:] - points[:, 2:].min()
-    verts = torch.from_numpy(np.concatenate((points[:, :2] * depth / _FAR, depth), 1))
-    triangles = torch.from_numpy(np.ascontiguousarray(faces, np.int64))
-    height, width = rgb.shape[:2]
-    K = torch.diag(torch.tensor([_FAR, _FAR, 1.0], dtype=torch.float64))
-    seen = render_depth(verts, triangles, K, (width, height))
-    lit = shade(seen, verts, triangles, torch.tensor(colour).expand(len(verts), 3))[0]
-    mask = seen.mask[0].numpy()
-    out = rgb.copy()
-    out[mask] = np.rint(alpha * lit[mask] + (1 - alpha) * rgb[mask]).astype(np.uint8)
-    return out
+    return overlay.mesh_overlay(
+        rgb, np.concatenate((points[:, :2] * depth / _FAR, depth), 1), faces, np.diag([_FAR, _FAR, 1.0])
+    )
 
 
 def mask_overlay(rgb: RGB, mask: ArrayLike) -> RGB:
@@ -60,20 +44,13 @@ def mask_overlay(rgb: RGB, mask: ArrayLike) -> RGB:
     return out
 
 
-def _check(verts_m: ArrayLike) -> Float:
-    verts = np.asarray(verts_m, np.float64)
-    if verts.ndim != 2 or verts.shape[1] != 3 or not np.isfinite(verts).all():
-        raise DataError(f"expected finite vertices (V, 3), got shape {verts.shape}")
-    return verts
-
-
 def obj_text(verts_m: ArrayLike, faces: ArrayLike) -> str:
     """OBJ text as the authors' tester writes it: metres, y and z negated (upright), ``%f``, faces from 1.
 
     Raises:
         DataError: vertices that are not finite (V, 3).
     """
-    lines = ["v %f %f %f" % tuple(row) for row in (_check(verts_m) * [1, -1, -1]).tolist()]  # noqa: UP031
+    lines = ["v %f %f %f" % tuple(row) for row in (overlay.check_verts(verts_m) * [1, -1, -1]).tolist()]  # noqa: UP031
     lines += [f"f {a} {b} {c}" for a, b, c in (np.asarray(faces, np.int64) + 1).tolist()]
     return "\n".join(lines) + "\n"
 
@@ -89,7 +66,7 @@ def write_ply(path: str | Path, verts_m: ArrayLike, faces: ArrayLike) -> None:
     Raises:
         DataError: vertices that are not finite (V, 3).
     """
-    verts = (_check(verts_m) * [1, -1, -1]).astype("<f4")
+    verts = (overlay.check_verts(verts_m) * [1, -1, -1]).astype("<f4")
     triangles = np.asarray(faces, "<i4")
     header = (
         f"ply\nformat binary_little_endian 1.0\nelement vertex {len(verts)}\nproperty float x\nproperty float y\n"

@@ -16,14 +16,14 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hand3d_wild.config import PredictConfig
 from shared.errors import DataError, MissingFileError, exit_on_error
-from shared.inputs import outside, unfold
+from shared.frames import PICTURES, Picture, list_files, lookup, read_pictures
 from shared.options import parse
 
 if TYPE_CHECKING:
@@ -35,20 +35,7 @@ if TYPE_CHECKING:
     Float = NDArray[np.float64]
     RGB = NDArray[np.uint8]
 
-PICTURES = (".png", ".jpg", ".jpeg")
-ANIMATIONS = (".gif", ".webp", ".apng")
-VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 SHARES = (0.3, 0.62)  # of the crop's edge that a hand covers where the crop is right: 1 / 2.2 is 0.45
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One frame: where it comes from, the name of its results, and its pixels or why there are none."""
-
-    source: Path
-    name: str
-    rgb: RGB | None
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,37 +58,6 @@ class Job:
 # ------------------------------------------------------------------------------------------------ what comes in
 
 
-def list_files(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
-    """(file, name of its results); folders unfolded in natural order, without what lies under ``out``.
-
-    Raises:
-        DataError: nothing given, an unknown suffix, an empty folder, two files whose results would have one name.
-    """
-    known = (*PICTURES, *ANIMATIONS, *VIDEOS)
-    if not inputs:
-        raise DataError("no picture is given", remedy=f"give pictures, folders or videos ({' '.join(known)})")
-    found: list[tuple[Path, str]] = []
-    for word in inputs:
-        path = Path(word)
-        if path.is_dir():
-            inside = unfold(path, known, outside(out))
-            if not inside:
-                raise DataError(f"the folder holds no {', '.join(known)} file", path=path)
-            found += inside
-        elif not path.exists():
-            raise MissingFileError("no such picture or folder", path=path, remedy="check the path")
-        elif path.suffix.lower() not in known:
-            raise DataError(f"the suffix {path.suffix!r} is none of {', '.join(known)}", path=path)
-        else:
-            found.append((path, path.stem))
-    owners: dict[str, Path] = {}
-    for path, name in found:
-        if name in owners:
-            raise DataError(f"would write the same {name}.json as {owners[name]}", path=path, remedy="use two --out")
-        owners[name] = path
-    return found
-
-
 def without_maps(files: Sequence[tuple[Path, str]], folder: str) -> list[tuple[Path, str]]:
     """The files without the heat maps among them (``x_0.png`` beside ``x.png``); the rest has all of theirs.
 
@@ -116,61 +72,6 @@ def without_maps(files: Sequence[tuple[Path, str]], folder: str) -> list[tuple[P
     kept = [(p, n) for p, n in files if not (re.search(r"_[0-6]$", n) and n[:-2] in names)]
     require_groups(folder, [name for path, name in kept if path.suffix.lower() in PICTURES])
     return kept
-
-
-def read_pictures(files: Sequence[tuple[Path, str]]) -> Iterator[Picture]:
-    """The frames of all files, one after the other; unreadable ones with the reason instead of pixels."""
-    from shared.datasets.images import read_rgb
-
-    for path, name in files:
-        suffix = path.suffix.lower()
-        try:
-            if suffix in PICTURES:
-                yield Picture(path, name, read_rgb(path))
-            else:
-                frames = _animation(path) if suffix in ANIMATIONS else _video(path)
-                for number, rgb in enumerate(frames):
-                    yield Picture(path, f"{name}/{number:06d}", rgb)
-        except DataError as error:
-            yield Picture(path, name, None, str(error))
-
-
-def _animation(path: Path) -> Iterator[RGB]:
-    import numpy as np
-    from PIL import Image, ImageSequence
-
-    from shared.datasets.images import MAX_PIXELS
-
-    try:
-        with Image.open(path, formats=("GIF", "WEBP", "PNG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}", path=path)
-            for frame in ImageSequence.Iterator(image):
-                yield np.array(frame.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"not a readable animation ({error})", path=path) from None
-
-
-def _video(path: Path) -> Iterator[RGB]:
-    """Frames by OpenCV, which has a decoder in its package."""
-    import cv2
-    import numpy as np
-
-    video = cv2.VideoCapture(str(path))
-    count = 0
-    try:
-        while True:
-            there, frame = video.read()
-            if not there:
-                break
-            count += 1
-            yield np.ascontiguousarray(frame[..., ::-1])
-    finally:
-        video.release()
-    if not count:
-        raise DataError("not a readable video (no frame could be decoded)", path=path)
 
 
 def read_table(path: str, what: str, shape: str) -> dict[str, Any]:
@@ -241,13 +142,6 @@ def read_keypoints(path: str, order: str) -> dict[str, Float]:
     return out
 
 
-def lookup(item: Picture, table: dict[str, Any]) -> Any:
-    """The entry of a picture under its result's name, its path, or any end of the path (``rgb/0000.png``), or None."""
-    parts = item.source.parts
-    keys = [item.name, *("/".join(parts[start:]) for start in range(len(parts)))]
-    return next((table[key] for key in keys if key in table), None)
-
-
 # ------------------------------------------------------------------------------------------------ the crop
 
 
@@ -314,11 +208,9 @@ def write_results(out: Path, item: Picture, view: View, hand: Hand, predictor: P
     from shared.safe_io import atomic_path, atomic_write_text
 
     assert item.rgb is not None
-    target = out / item.name
-    target.parent.mkdir(parents=True, exist_ok=True)
 
     def named(ending: str) -> Path:
-        return target.with_name(target.name + ending)
+        return out / f"{item.name}{ending}"
 
     faces = predictor.faces(view.side)
     uvz = verts_uvz(hand.verts_2d, hand.verts_mm / 1000, hand.px_per_m)

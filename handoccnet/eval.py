@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from handoccnet.config import DataOptions, EvalConfig
 from shared.errors import DataError, exit_on_error
 from shared.options import parse
+from shared.precision import choose_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +74,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
             f"expected one checkpoint, got {len(options.checkpoint)}",
             remedy="name one: runs/handoccnet/<run>/checkpoints/last.pt",
         )
-    import torch
+    device = choose_device(options.device)
 
     from handoccnet.convert import load_checkpoint
     from handoccnet.data import load_labels, open_mano
@@ -87,7 +88,6 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     right, left = open_mano(data)
     labels = load_labels(data, "test", right, left, verts=True)
     print(labels.summary, flush=True)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     network = prepare(checkpoint.build(right), device=device, precision=options.precision)
     pred_mm, verts_mm = predict_all(network, labels, options, size=int(checkpoint.model["image_size"]))
     if options.tips is not None:

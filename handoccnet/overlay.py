@@ -5,46 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from shared.draw import crop_around
-from shared.errors import DataError
+from shared.overlay import check_verts, mesh_overlay
 from shared.safe_io import atomic_write_text
-from shared.standin.render import render_depth, shade
 
+__all__ = ["around", "mesh_overlay", "obj_text", "write_obj"]
 RGB = NDArray[np.uint8]
-COLOUR = (0.45, 0.62, 0.85)
-
-
-def mesh_overlay(
-    rgb: RGB,
-    verts_mm: ArrayLike,
-    faces: ArrayLike,
-    K: ArrayLike,
-    *,
-    alpha: float = 0.85,
-    colour: tuple[float, float, float] = COLOUR,
-) -> RGB:
-    """A copy of the picture with the lit mesh over it; what lies behind the camera or outside is not drawn.
-
-    Args:
-        rgb: (H, W, 3) uint8.
-        verts_mm: (V, 3) camera frame, mm.
-        faces: (F, 3).
-        K: (3, 3) of the picture.
-        alpha: opacity of the mesh.
-        colour: its reflectance in 0..1.
-    """
-    verts = torch.from_numpy(np.asarray(verts_mm, np.float64))
-    triangles = torch.from_numpy(np.ascontiguousarray(faces, np.int64))
-    height, width = rgb.shape[:2]
-    seen = render_depth(verts, triangles, torch.from_numpy(np.asarray(K, np.float64)), (width, height))
-    lit = shade(seen, verts, triangles, torch.tensor(colour).expand(len(verts), 3))[0]
-    mask = seen.mask[0].numpy()
-    out = rgb.copy()
-    out[mask] = np.rint(alpha * lit[mask] + (1 - alpha) * rgb[mask]).astype(np.uint8)
-    return out
 
 
 def around(rgb: RGB, verts_mm: ArrayLike, K: ArrayLike, *, margin: int = 30) -> tuple[slice, slice]:
@@ -62,12 +30,9 @@ def obj_text(verts_m: ArrayLike, faces: ArrayLike) -> str:
     Numbers are the shortest decimals of the float32 values widened to double; a reader gets the float32 back.
 
     Raises:
-        DataError: vertices that are not finite.
+        DataError: vertices that are not finite (V, 3).
     """
-    verts = np.asarray(verts_m, np.float32)
-    if verts.ndim != 2 or verts.shape[1] != 3 or not np.isfinite(verts).all():
-        raise DataError(f"expected finite vertices (V, 3), got shape {verts.shape}")
-    flipped = (verts * np.array([1, -1, -1], np.float32)).astype(np.float64) + 0.0  # no negative zeros
+    flipped = check_verts(np.asarray(verts_m, np.float32)) * [1, -1, -1] + 0.0  # no negative zeros
     lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in flipped.tolist()]
     lines += ["f " + " ".join(f"{v}/{v}" for v in face) for face in (np.asarray(faces) + 1).tolist()]
     return "\n".join(lines) + "\n"

@@ -4,18 +4,15 @@
 
 Each picture gives ``NAME_crop.png`` (what the network saw), ``NAME_joints.png``, ``NAME_mesh.png``, ``NAME.obj`` and
 ``NAME.json``; with ``--fit`` also the four files of the original's second demo. Folders are taken in natural order,
-animations (GIF, WebP, APNG) frame by frame, and videos where the program ``ffmpeg`` is installed. A picture that cannot
-be used is reported and passed over; the exit status is then 1.
+animations (GIF, WebP, APNG) and videos frame by frame. A picture that cannot be used is reported and passed over; the
+exit status is then 1.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,131 +22,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from handoccnet.config import PredictConfig
 from shared.errors import DataError, MissingFileError, exit_on_error
-from shared.inputs import outside, parse_numbers, unfold
+from shared.frames import Picture, list_files, lookup, read_pictures
+from shared.inputs import parse_numbers
 from shared.options import parse
+from shared.precision import choose_device
 
 Float = NDArray[np.float64]
 RGB = NDArray[np.uint8]
-PICTURES = (".png", ".jpg", ".jpeg")
-ANIMATIONS = (".gif", ".webp", ".apng")
-VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 DEMO_EXPANSION = 1.25  # of the user's box, as in the original's demos
 SKELETON = "thumb_first"
 
 
 # ------------------------------------------------------------------------------------------------ what comes in
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One frame: where it comes from, the name of its results, and its pixels or why there are none."""
-
-    source: Path
-    name: str
-    rgb: RGB | None
-    problem: str = ""
-
-
-def list_files(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
-    """(file, name of its results); folders unfolded in natural order, without what lies under ``out``."""
-    known = (*PICTURES, *ANIMATIONS, *VIDEOS)
-    if not inputs:
-        raise DataError("no picture is given", remedy=f"give pictures, folders or videos ({' '.join(known)})")
-    found: list[tuple[Path, str]] = []
-    for word in inputs:
-        path = Path(word)
-        if path.is_dir():
-            inside = unfold(path, known, outside(out))
-            if not inside:
-                raise DataError(f"the folder holds no {', '.join(known)} file", path=path)
-            found += inside
-        elif not path.exists():
-            raise MissingFileError("no such picture or folder", path=path, remedy="check the path")
-        elif path.suffix.lower() not in known:
-            raise DataError(f"the suffix {path.suffix!r} is none of {', '.join(known)}", path=path)
-        else:
-            found.append((path, path.stem))
-    owners: dict[str, Path] = {}
-    for path, name in found:
-        if name in owners:
-            raise DataError(f"would write the same {name}.json as {owners[name]}", path=path, remedy="use two --out")
-        owners[name] = path
-    return found
-
-
-def read_pictures(files: Sequence[tuple[Path, str]]) -> Iterator[Picture]:
-    """The frames of all files, one after the other; unreadable ones with the reason instead of pixels.
-
-    Raises:
-        DataError: a video, and no ffmpeg to decode it.
-    """
-    from shared.datasets.images import read_rgb
-
-    for path, name in files:
-        suffix = path.suffix.lower()
-        try:
-            if suffix in PICTURES:
-                yield Picture(path, name, read_rgb(path))
-            else:
-                frames = _animation(path) if suffix in ANIMATIONS else _video(path)
-                for number, rgb in enumerate(frames):
-                    yield Picture(path, f"{name}/{number:06d}", rgb)
-        except DataError as error:
-            yield Picture(path, name, None, str(error))
-
-
-def _animation(path: Path) -> Iterator[RGB]:
-    from PIL import Image, ImageSequence
-
-    from shared.datasets.images import MAX_PIXELS
-
-    try:
-        with Image.open(path, formats=("GIF", "WEBP", "PNG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}", path=path)
-            for frame in ImageSequence.Iterator(image):
-                yield np.array(frame.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"not a readable animation ({error})", path=path) from None
-
-
-def check_videos(files: Sequence[tuple[Path, str]]) -> None:
-    """Stops at once where a video is given and nothing can decode it."""
-    videos = [path for path, _ in files if path.suffix.lower() in VIDEOS]
-    if videos and shutil.which("ffmpeg") is None:
-        raise DataError(
-            "videos need the program ffmpeg, which is not installed",
-            path=videos[0],
-            remedy="install ffmpeg, or turn the video into pictures, a GIF or a WebP animation",
-        )
-
-
-def _video(path: Path) -> Iterator[RGB]:
-    """Frames by ffmpeg, which writes them one by one as PPM."""
-    command = ["ffmpeg", "-v", "error", "-nostdin", "-i", str(path.resolve()), "-f", "image2pipe", "-c:v", "ppm", "-"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        count = 0
-        while header := process.stdout.readline():
-            size = process.stdout.readline()
-            depth = process.stdout.readline()
-            numbers = re.fullmatch(rb"(\d+) (\d+)\n", size)
-            if header != b"P6\n" or depth != b"255\n" or numbers is None:
-                process.kill()
-                raise DataError("ffmpeg gave something else than PPM pictures", path=path)
-            width, height = int(numbers[1]), int(numbers[2])
-            data = process.stdout.read(width * height * 3)
-            if len(data) < width * height * 3:
-                break
-            count += 1
-            yield np.frombuffer(bytearray(data), np.uint8).reshape(height, width, 3)
-        message = process.stderr.read().decode(errors="replace").strip().splitlines()
-        if process.wait() or not count:
-            reason = message[0][:200] if message else f"{count} frames"
-            raise DataError(f"ffmpeg could not decode the video ({reason})", path=path)
 
 
 def read_boxes(path: str) -> dict[str, Float]:
@@ -174,13 +58,6 @@ def read_boxes(path: str) -> dict[str, Float]:
         if box.shape != (4,) or not np.isfinite(box).all():
             raise DataError(f"{name}: expected four numbers x, y, w, h", path=file, remedy=remedy)
     return boxes
-
-
-def box_of(item: Picture, boxes: dict[str, Float]) -> Float | None:
-    """The box of a picture under its result's name, its path, or any end of the path (``rgb/0000.png``)."""
-    parts = item.source.parts
-    keys = [item.name, *("/".join(parts[start:]) for start in range(len(parts)))]
-    return next((boxes[key] for key in keys if key in boxes), None)
 
 
 def camera_of(options: PredictConfig, image_size: tuple[int, int]) -> Float:
@@ -349,11 +226,9 @@ def write_results(
 
     assert item.rgb is not None
     translation = fit.translation_mm[index]
-    target = out / item.name
-    target.parent.mkdir(parents=True, exist_ok=True)
 
     def named(ending: str) -> Path:
-        return target.with_name(target.name + ending)
+        return out / f"{item.name}{ending}"
 
     joints_picture = draw_skeleton(item.rgb, hand.keypoints_2d, SKELETON)
     save(named("_crop.png"), hand.crop)
@@ -395,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Mesh, joints and MANO parameters of a hand in a picture, given a box around it.",
         argv=argv,
         positional="images",
-        positional_help="pictures, folders of them, animations (GIF, WebP, APNG), videos (with ffmpeg)",
+        positional_help="pictures, folders of them, animations (GIF, WebP, APNG), videos",
     )
     return predict(parsed.options)
 
@@ -408,7 +283,6 @@ def predict(options: PredictConfig) -> int:
     """
     out = Path(options.out)
     files = list_files(options.images, out)
-    check_videos(files)
     if bool(options.bbox) == bool(options.boxes):
         raise DataError(
             "no box is given" if not options.bbox else "--bbox and --boxes exclude one another",
@@ -423,9 +297,7 @@ def predict(options: PredictConfig) -> int:
     boxes = read_boxes(options.boxes) if options.boxes else {}
     camera_of(options, (640, 480))  # bad numbers stop here, before the network is loaded
 
-    import torch
-
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    device = choose_device(options.device)
     predictor = Predictor(options.checkpoint, options.mano, device=device, precision=options.precision)
     failed, written = 0, 0
     tracked: Float | None = None
@@ -473,7 +345,7 @@ def _box_for(
             return tracked
         except DataError:
             pass  # the hand has left the picture: look where it was given
-    box = fixed if fixed is not None else box_of(item, boxes)
+    box = fixed if fixed is not None else lookup(item, boxes)
     if box is None:
         raise DataError(f"{item.source}: the file of boxes has none for {item.source.name}")
     square_of(box, size, rule, str(item.source))

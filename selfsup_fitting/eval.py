@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from selfsup_fitting.config import EvalConfig
 from shared.errors import DataError, exit_on_error
 from shared.options import parse
+from shared.precision import choose_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +116,6 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     from selfsup_fitting.data import open_shards
     from selfsup_fitting.hand import load_hand
     from selfsup_fitting.multiview import fuse_views
-    from selfsup_fitting.predict import pick_device
     from selfsup_fitting.priors import load_prior
     from selfsup_fitting.shards import spread
     from selfsup_fitting.spheres import EVAL_NYU
@@ -129,7 +129,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     hand = load_hand(options.hand)
     chosen = spread(len(shards), options.limit)
     print(f"{shards.manifest.summary()}, of which {len(chosen)} are evaluated", flush=True)
-    device = pick_device(options.device)
+    device = choose_device(options.device)
     spheres, variance = predict_spheres(checkpoint.build().to(device), shards, options)
     cleaned = spheres
     if denoiser is not None:

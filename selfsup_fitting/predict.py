@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from selfsup_fitting.config import PredictConfig
 from shared.errors import DataError, MissingFileError, exit_on_error
 from shared.options import parse
+from shared.precision import choose_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,19 +40,6 @@ def numbers(text: str, count: int, flag: str) -> list[float]:
     if len(values) != count or not all(math.isfinite(v) for v in values):
         raise DataError(f"{flag}: expected {count} numbers with commas between, got {text!r}")
     return values
-
-
-def pick_device(name: str) -> str:
-    """cpu or cuda; auto takes cuda where there is one.
-
-    Raises:
-        DataError: cuda where there is none.
-    """
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DataError("--device cuda, but torch sees no CUDA device", remedy="use --device cpu")
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def camera_of(text: str) -> Array:
@@ -221,7 +209,7 @@ def predict(options: PredictConfig) -> list[Path]:
     from selfsup_fitting.priors import load_prior
 
     K, out, files = camera_of(options.intrinsics), Path(options.out), []
-    device = pick_device(options.device)
+    device = choose_device(options.device)
     network = load_estimator(options.checkpoint).build().to(device)
     denoiser = load_prior(options.denoiser, "denoiser") if options.denoiser else None
     radii = load_hand(options.hand).sphere_radius_mm

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shared.errors import DataError
+from shared.errors import DataError, MissingFileError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
@@ -34,6 +40,19 @@ def outside(out: Path) -> Callable[[Path], bool]:
     return lambda path: place not in path.absolute().parents and place not in path.resolve().parents
 
 
+def refuse_same_results(files: Sequence[tuple[Path, str]]) -> None:
+    """Stops where two of the (file, name of its results) have one name.
+
+    Raises:
+        DataError: names both files.
+    """
+    owners: dict[str, Path] = {}
+    for path, name in files:
+        if name in owners:
+            raise DataError(f"would write the same {name}.json as {owners[name]}", path=path, remedy="use two --out")
+        owners[name] = path
+
+
 def parse_numbers(flag: str, text: str, names: str) -> list[float]:
     """``"1,2,3"`` as finite numbers, as many as ``names`` (such as ``"x y z"``) has words.
 
@@ -47,3 +66,40 @@ def parse_numbers(flag: str, text: str, names: str) -> list[float]:
     if len(numbers) != len(names.split()) or not all(map(math.isfinite, numbers)):
         raise DataError(f"--{flag} takes {','.join(names.split())}, got {text!r}")
     return numbers
+
+
+def parse_bbox(text: str) -> tuple[int, int, int, int]:
+    """``--bbox left,top,right,bottom`` in whole pixels, right and bottom excluded.
+
+    Raises:
+        DataError: not four finite numbers, or nothing between them.
+    """
+    left, top, right, bottom = (round(v) for v in parse_numbers("bbox", text, "left top right bottom"))
+    if left >= right or top >= bottom:
+        raise DataError(f"--bbox must have left < right and top < bottom, got {text!r}")
+    return left, top, right, bottom
+
+
+def read_intrinsics(path: Path) -> NDArray[np.float64]:
+    """(3, 3) pinhole matrix of a JSON file with ``fx``, ``fy``, ``u0``, ``v0``, or with a matrix ``K``; pixels.
+
+    Raises:
+        MissingFileError, DataError: no such file; another structure, skew, numbers that are no camera's.
+    """
+    import numpy as np
+
+    from shared.camera import intrinsics
+
+    remedy = 'write {"fx": 475.1, "fy": 475.1, "u0": 315.9, "v0": 245.3} or {"K": [[...], [...], [...]]}'
+    if not path.is_file():
+        raise MissingFileError("no such intrinsics file", path=path, remedy=remedy)
+    try:
+        content = json.loads(path.read_bytes()[: 1 << 20])
+        if "K" in content:
+            K = np.array(content["K"], np.float64)
+            if K.shape != (3, 3) or K[0, 1] or K[1, 0] or K[2].tolist() != [0, 0, 1]:
+                raise ValueError("K must be 3x3 without skew and end with 0 0 1")
+            return intrinsics(K[0, 0], K[1, 1], K[0, 2], K[1, 2])
+        return intrinsics(*(float(content[name]) for name in ("fx", "fy", "u0", "v0")))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"not usable as intrinsics ({error!r})", path=path, remedy=remedy) from None

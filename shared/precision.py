@@ -1,4 +1,4 @@
-"""Which floating-point type a network runs in for inference."""
+"""Where a network runs, and in which floating-point type."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def choose_device(name: str) -> str:
+    """``cpu`` or ``cuda``; ``auto`` takes cuda where there is one.
+
+    Raises:
+        DataError: cuda where torch sees none.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(name).type == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"--device {name}, but torch sees no CUDA device", remedy="use --device cpu or auto")
+    return name
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.errors import DataError, exit_on_error
 from shared.options import parse
+from shared.precision import choose_device
 from sohandnet.eval_config import EvalConfig
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def load_networks(options: EvalConfig, intrinsics: str) -> tuple[list[SoHandNet]
         if options.node_centre is not None:
             checkpoint = with_node_centre(checkpoint, options.node_centre)
         dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-        networks.append(folded(checkpoint.build(), dtype).to(device_of(options.device)))
+        networks.append(folded(checkpoint.build(), dtype).to(choose_device(options.device)))
         checkpoints.append(checkpoint)
     return networks, checkpoints
 
@@ -193,15 +194,6 @@ def with_node_centre(checkpoint: Checkpoint, node_centre: NodeCentre) -> Checkpo
     return dataclasses.replace(checkpoint, model={**checkpoint.model, "node_centre": node_centre})
 
 
-def device_of(name: str) -> str:
-    """cpu or cuda. Raises DataError for cuda where torch finds none."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DataError("--device cuda, but torch sees no CUDA device", remedy="use --device cpu or auto")
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def predict_all(networks: Sequence[SoHandNet], samples: StoreSamples, options: EvalConfig) -> Array:
     """(n, J, 3) normalised joints of all samples, the mean of the networks."""
     import numpy as np
@@ -217,7 +209,7 @@ def predict_all(networks: Sequence[SoHandNet], samples: StoreSamples, options: E
         num_workers=options.workers,
         collate_fn=collate,
     )
-    device, found = device_of(options.device), []
+    device, found = choose_device(options.device), []
     with torch.inference_mode(), tqdm(total=len(samples), unit="frame", desc="predict", mininterval=1.0) as bar:
         for batch in loader:
             moved = {k: v.to(device) for k, v in batch.items() if k in ("pc", "sn", "node", "node_knn")}

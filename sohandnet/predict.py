@@ -28,8 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from shared import camera
 from shared.errors import DataError, MissingFileError, exit_on_error
-from shared.inputs import parse_numbers, unfold
+from shared.inputs import parse_bbox, parse_numbers, read_intrinsics, refuse_same_results, unfold
 from shared.options import parse
+from shared.precision import choose_device
 from sohandnet import orient
 from sohandnet.orient import MIN_POINTS
 
@@ -251,11 +252,7 @@ def list_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
             raise MissingFileError("no such image or folder", path=path, remedy="check the path")
     if not found:
         raise DataError("no image is given", remedy=f"give depth images ({', '.join(SUFFIXES)}) or folders of them")
-    owners: dict[str, Path] = {}
-    for path, name in found:
-        if name in owners:
-            raise DataError(f"would write the same {name}.json as {owners[name]}", path=path, remedy="use two --out")
-        owners[name] = path
+    refuse_same_results(found)
     return found
 
 
@@ -306,27 +303,11 @@ def camera_matrix(options: Predict) -> Array:
     if options.dataset is not None:
         return orient.ICVL_K
     if options.intrinsics is not None:
-        return _read_intrinsics(Path(options.intrinsics))
+        return read_intrinsics(Path(options.intrinsics))
     missing = [f"--{name}" for name in numbers if name not in given]
     if missing:
         raise DataError(f"the camera needs {' '.join(missing)} too", remedy=how)
     return camera.intrinsics(**numbers)
-
-
-def _read_intrinsics(path: Path) -> Array:
-    remedy = 'write {"fx": 475.1, "fy": 475.1, "u0": 315.9, "v0": 245.3} or {"K": [[...], [...], [...]]}'
-    if not path.is_file():
-        raise MissingFileError("no such intrinsics file", path=path, remedy=remedy)
-    try:
-        content = json.loads(path.read_bytes()[: 1 << 20])
-        if "K" in content:
-            K = np.array(content["K"], np.float64)
-            if K.shape != (3, 3) or K[0, 1] or K[1, 0] or K[2].tolist() != [0, 0, 1]:
-                raise ValueError("K must be 3x3 without skew and end with 0 0 1")
-            return camera.intrinsics(K[0, 0], K[1, 1], K[0, 2], K[1, 2])
-        return camera.intrinsics(*(float(content[name]) for name in ("fx", "fy", "u0", "v0")))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"not usable as intrinsics ({error!r})", path=path, remedy=remedy) from None
 
 
 def predict(options: Predict, progress: bool = True) -> list[str]:
@@ -339,7 +320,6 @@ def predict(options: Predict, progress: bool = True) -> list[str]:
 
     from shared.predictions import write_predictions
     from shared.safe_io import atomic_write_text
-    from sohandnet.eval import device_of
     from sohandnet.prepare import frame_rng
     from sohandnet.store import check_folder
 
@@ -352,7 +332,7 @@ def predict(options: Predict, progress: bool = True) -> list[str]:
         if not low < getattr(options, name) < 1e5:
             raise DataError(f"--{name} must be above {low:g}, got {getattr(options, name)}")
     where = _where(options)
-    network, expected = load_network(options.checkpoint, device_of(options.device))
+    network, expected = load_network(options.checkpoint, choose_device(options.device))
     out, skipped, rows = Path(options.out), [], []
     for path, name in tqdm(images, desc="images", disable=not progress or len(images) == 1):
         try:
@@ -394,12 +374,7 @@ def _where(options: Predict) -> dict[str, Any]:
         raise DataError("the hand's place is given by --center and --bbox", remedy="give one of them")
     if options.center is not None:
         return {"center_mm": parse_numbers("center", options.center, "x y z")}
-    if options.bbox is None:
-        return {}
-    left, top, right, bottom = (round(v) for v in parse_numbers("bbox", options.bbox, "left top right bottom"))
-    if left >= right or top >= bottom:
-        raise DataError(f"--bbox must have left < right and top < bottom, got {options.bbox!r}")
-    return {"bbox": (left, top, right, bottom)}
+    return {} if options.bbox is None else {"bbox": parse_bbox(options.bbox)}
 
 
 def result_of(path: Path, found: Prediction, K: Array, options: Predict) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.errors import DataError, MissingFileError, exit_on_error
 from shared.options import parse
+from shared.precision import choose_device
 from v2v_posenet.config import DataOptions, EvalConfig
 
 if TYPE_CHECKING:
@@ -75,7 +76,6 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
         raise DataError("no checkpoint given", remedy="name one: runs/v2v/<run>/checkpoints/last.pt")
 
     import numpy as np
-    import torch
 
     from shared.metrics import frame_error, itop_map, joint_errors, success_rate
     from shared.report import write_report
@@ -84,7 +84,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     from v2v_posenet.inference import Predictor
     from v2v_posenet.results import TEST_RESULT, TRAIN_RESULT, read_world, write_author_result, write_world
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    device = choose_device(options.device)
     predictor = Predictor(options.checkpoints, device=device, precision=options.precision, refine=options.refine)
     first = predictor.checkpoints[0]
     data = data_options(options, first.extra.get("data", {}), first.dataset)

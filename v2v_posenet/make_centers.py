@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import DataError, exit_on_error
+from shared.precision import choose_device
 from v2v_posenet import centers
 
 BATCH = 64
@@ -92,14 +93,9 @@ def make_centers(options: MakeCenters, progress: bool = True) -> dict[str, Path]
     refiner = None
     cube_mm, min_pixels, mass_iterations = options.cube_mm, options.min_pixels, options.mass_iterations
     if options.checkpoint is not None:
-        import torch
-
         from v2v_posenet.center_net import load_center_checkpoint
 
-        device = options.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        refiner, _ = load_center_checkpoint(options.checkpoint, device)
+        refiner, _ = load_center_checkpoint(options.checkpoint, choose_device(options.device))
         if refiner.test_subject != fold:
             raise DataError(
                 f"the network left out P{refiner.test_subject}, so it has seen P{fold}",

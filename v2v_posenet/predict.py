@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from shared.camera import project
 from shared.datasets.base import Frame
 from shared.errors import DataError, MissingFileError, exit_on_error
-from shared.inputs import outside, parse_numbers, unfold
+from shared.inputs import outside, parse_bbox, parse_numbers, read_intrinsics, unfold
+from shared.precision import choose_device
 from v2v_posenet import centers
 from v2v_posenet.centers import FAR_MM, MIN_PIXELS, NEAR_MM
 
@@ -201,31 +202,11 @@ def camera_matrix(options: Predict, images: Sequence[Path]) -> NDArray[np.float6
     if options.dataset is not None:
         return intrinsics(*PRESETS[options.dataset])
     if options.intrinsics is not None:
-        return _read_intrinsics(Path(options.intrinsics))
+        return read_intrinsics(Path(options.intrinsics))
     missing = [f"--{name}" for name in numbers if name not in given]
     if missing:
         raise DataError(f"the camera needs {' '.join(missing)} too", remedy=how)
     return intrinsics(numbers["fx"], numbers["fy"], numbers["u0"], numbers["v0"])
-
-
-def _read_intrinsics(path: Path) -> NDArray[np.float64]:
-    from shared.camera import intrinsics
-
-    remedy = 'write {"fx": 475.1, "fy": 475.1, "u0": 315.9, "v0": 245.3} or {"K": [[...], [...], [...]]}'
-    if not path.is_file():
-        raise MissingFileError("no such intrinsics file", path=path, remedy=remedy)
-    try:
-        content = json.loads(path.read_bytes()[: 1 << 20])
-        if "K" in content:
-            K = np.array(content["K"], np.float64)
-            if K.shape != (3, 3) or K[0, 1] or K[1, 0] or K[2].tolist() != [0, 0, 1]:
-                raise ValueError("K must be 3x3 without skew and end with 0 0 1")
-            four = [K[0, 0], K[1, 1], K[0, 2], K[1, 2]]
-        else:
-            four = [float(content[name]) for name in ("fx", "fy", "u0", "v0")]
-        return intrinsics(*four)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"not usable as intrinsics ({error!r})", path=path, remedy=remedy) from error
 
 
 # --- where the hand is ---
@@ -438,7 +419,7 @@ def make_predictor(options: Predict) -> Predictor:
         loaded = [replace(checkpoint, cube_mm=options.cube) for checkpoint in loaded]
     camera = options.dataset or ("msra" if options.intrinsics is None and options.fx is None else "own")
     loaded = [c if c.dataset.startswith(camera) else replace(c, max_depth_mm=0.0) for c in loaded]
-    return Predictor(loaded, device=_device(options), refine=options.refine)
+    return Predictor(loaded, device=choose_device(options.device), refine=options.refine)
 
 
 def make_finder(options: Predict, predictor: Predictor, K: NDArray[np.float64], count: int) -> CenterFinder:
@@ -448,10 +429,7 @@ def make_finder(options: Predict, predictor: Predictor, K: NDArray[np.float64], 
     if options.center is not None:
         finder.fixed = np.array(parse_numbers("center", options.center, "x y z"))
     if options.bbox is not None:
-        left, top, right, bottom = (round(v) for v in parse_numbers("bbox", options.bbox, "left top right bottom"))
-        if left >= right or top >= bottom:
-            raise DataError(f"--bbox must have left < right and top < bottom, got {options.bbox!r}")
-        finder.box = (left, top, right, bottom)
+        finder.box = parse_bbox(options.bbox)
     if options.centers is not None:
         from shared.datasets.centers import read_centers
 
@@ -466,7 +444,7 @@ def make_finder(options: Predict, predictor: Predictor, K: NDArray[np.float64], 
     if options.center_checkpoint is not None:
         from v2v_posenet.center_net import load_center_checkpoint
 
-        finder.refiner, _ = load_center_checkpoint(options.center_checkpoint, _device(options))
+        finder.refiner, _ = load_center_checkpoint(options.center_checkpoint, choose_device(options.device))
     return finder
 
 
@@ -491,14 +469,6 @@ def save_overlay(path: Path, frame: Frame, uv: NDArray[np.float64], cube_mm: flo
     picture = draw.depth_to_rgb(frame.full_depth_mm(), center_mm=float(frame.center_mm[2]), cube_mm=cube_mm)
     scale = 2 if frame.image_size[0] < 640 else 1
     draw.save(path, draw.draw_skeleton(picture, uv, frame.skeleton, scale=scale))
-
-
-def _device(options: Predict) -> str:
-    import torch
-
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise DataError("--device cuda, but torch sees no CUDA device", remedy="use --device cpu or auto")
-    return options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check(options: Predict) -> None:

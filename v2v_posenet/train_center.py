@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shared.datasets.base import Frame
 from shared.errors import DataError, exit_on_error
+from shared.precision import choose_device
 from v2v_posenet import centers
 
 if TYPE_CHECKING:
@@ -185,11 +186,7 @@ def train(options: TrainCenter, progress: bool = True) -> dict[str, float]:
 
     _check(options)
     path = Path(options.out) / "center_net.pt"
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise DataError("--device cuda, but torch sees no CUDA device", remedy="use --device cpu or auto")
+    device = choose_device(options.device)
     torch.manual_seed(options.seed)
     model = CenterNet(options.filters, options.hidden)
     refiner = CenterRefiner(

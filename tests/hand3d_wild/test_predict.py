@@ -16,10 +16,12 @@ from hand3d_wild.decoder import Decoder
 from hand3d_wild.heatmaps import gaussian_maps, peaks_of, read_maps, write_group
 from hand3d_wild.inference import Predictor, View
 from hand3d_wild.model import WildNet
-from hand3d_wild.predict import list_files, main, share_problem, view_of
+from hand3d_wild.predict import main, share_problem, view_of
 from shared.datasets import mpii_nzsl
 from shared.errors import DataError, MissingFileError
+from shared.frames import list_files
 from shared.mano import load_mano
+from tests.shared.videos import CENTRE_BOX, assert_video_crops, write_video
 
 ENDINGS = ("_crop.png", "_joints.png", "_mesh.png", ".obj", ".ply", ".json", ".npz")
 
@@ -273,6 +275,13 @@ def test_folders_animations_videos_and_unreadable_pictures(
         assert problem in captured.err
     for name in ("a2", "a10", "b/000000", "b/000001", "c/000002"):
         assert (tmp_path / f"out/{name}.json").is_file()
+
+
+def test_a_video_is_seen_in_order_upright_and_in_its_colours(net: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4")
+    words = ["--bbox", CENTRE_BOX, "--checkpoint", net, "--out", str(tmp_path / "out")]
+    assert main([str(tmp_path / "clip.mp4"), *words]) == 0
+    assert_video_crops(tmp_path / "out/clip")
 
 
 def test_what_is_refused(photo: Path, net: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import warnings
@@ -19,12 +18,14 @@ from handoccnet import predict as demo
 from handoccnet.convert import checkpoint_of, read_reference, save_checkpoint
 from handoccnet.model import HandOccNet
 from handoccnet.overlay import mesh_overlay, obj_text
-from handoccnet.predict import Predictor, list_files, main, read_pictures
+from handoccnet.predict import Predictor, main
 from shared.camera import project
 from shared.errors import DataError
+from shared.frames import list_files
 from shared.mano import load_mano, save_npz
 from tests.handoccnet.snapshots import GOLDEN, arrays, golden_hand, tiny, write_snapshot
 from tests.handoccnet.test_data import picture
+from tests.shared.videos import CENTRE_BOX, assert_video_crops, write_video
 
 BBOX = "300,180,90,100"
 
@@ -202,45 +203,13 @@ def test_animation_frame_by_frame_and_tracking(
     assert given == [[300, 180, 90, 100]] * 2
 
 
-def fake_ffmpeg(folder: Path, text: str) -> None:
-    folder.mkdir()
-    program = folder / "ffmpeg"
-    program.write_text(f"#!{sys.executable}\nimport sys\nout = sys.stdout.buffer\n{text}\n")
-    program.chmod(0o755)
-
-
-def test_videos_go_through_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in program that writes what ffmpeg writes for these options."""
-    fake_ffmpeg(tmp_path / "bin", "for i in range(3):\n    out.write(b'P6\\n4 2\\n255\\n' + bytes([10 * i] * 24))")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    video = tmp_path / "clip.mp4"
-    video.write_bytes(b"anything")
-    frames = list(read_pictures([(video, "clip")]))
-    assert [f.name for f in frames] == ["clip/000000", "clip/000001", "clip/000002"]
-    assert frames[2].rgb is not None
-    assert frames[2].rgb.shape == (2, 4, 3)
-    assert (frames[2].rgb == 20).all()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("sys.stderr.write('moov atom not found\\n'); sys.exit(1)", "moov atom not found"),
-        ("pass", "0 frames"),
-        ("out.write(b'GIF89a\\n')", "something else than PPM"),
-    ],
-)
-def test_videos_that_cannot_be_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+def test_a_video_is_seen_in_order_upright_and_in_its_colours(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_ffmpeg(tmp_path / "bin", text)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    video = tmp_path / "clip.mp4"
-    video.write_bytes(b"anything")
-    (frame,) = read_pictures([(video, "clip")])
-    assert frame.rgb is None
-    assert message in frame.problem
-    assert "clip.mp4" in frame.problem
+    monkeypatch.setenv("PATH", str(tmp_path))  # no ffmpeg is needed
+    write_video(tmp_path / "clip.mp4")
+    assert run(checkpoint, tmp_path / "out", str(tmp_path / "clip.mp4"), "--bbox", CENTRE_BOX) == 0
+    assert_video_crops(tmp_path / "out/clip")
 
 
 def test_the_overlay_lies_where_the_mesh_projects() -> None:
@@ -331,22 +300,6 @@ def test_what_is_missing_is_said_with_the_remedy(checkpoint: Path, photo: Path, 
         boxes.write_text(content)
         with pytest.raises(DataError, match=message):
             run(checkpoint, tmp_path, str(photo), "--boxes", str(boxes))
-
-
-def test_a_video_without_ffmpeg_stops_at_once(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "clip.mp4").write_bytes(b"x")
-    with pytest.raises(DataError, match="videos need the program ffmpeg"):
-        run(checkpoint, tmp_path / "out", str(tmp_path / "clip.mp4"), "--bbox", BBOX)
-
-
-def test_a_damaged_animation_is_named(tmp_path: Path) -> None:
-    (tmp_path / "wave.gif").write_bytes(b"GIF89a damaged")
-    (frame,) = read_pictures([(tmp_path / "wave.gif", "wave")])
-    assert frame.rgb is None
-    assert "wave.gif" in frame.problem
 
 
 def test_another_methods_checkpoint_is_refused(photo: Path, tmp_path: Path) -> None:

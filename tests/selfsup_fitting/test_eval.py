@@ -200,7 +200,7 @@ def test_bad_arguments(place: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="torch sees no CUDA device -- use --device cpu"):
+    with pytest.raises(DataError, match="torch sees no CUDA device -- use --device cpu or auto"):
         run(place, device="cuda")
     options = PredictConfig(
         images=["x.png"], checkpoint=str(place / "run/checkpoints/last.pt"), device="cuda", out=str(tmp_path)

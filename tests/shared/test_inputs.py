@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from shared.errors import DataError
-from shared.inputs import natural_key, outside, parse_numbers, unfold
+from shared.errors import DataError, MissingFileError
+from shared.inputs import (
+    natural_key,
+    outside,
+    parse_bbox,
+    parse_numbers,
+    read_intrinsics,
+    refuse_same_results,
+    unfold,
+)
 
 
 def test_numbers_in_names_count_as_numbers() -> None:
@@ -40,3 +49,33 @@ def test_numbers() -> None:
 def test_other_numbers_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="--center takes x,y,z, got"):
         parse_numbers("center", text, "x y z")
+
+
+def test_a_box_is_in_whole_pixels() -> None:
+    assert parse_bbox("1.4,2.6 30, 8") == (1, 3, 30, 8)
+    for text in ("1,2,1.4,8", "1,8,30,8"):
+        with pytest.raises(DataError, match="--bbox must have left < right and top < bottom, got"):
+            parse_bbox(text)
+    with pytest.raises(DataError, match="--bbox takes left,top,right,bottom, got '1,2,3'"):
+        parse_bbox("1,2,3")
+
+
+def test_results_of_one_name_are_refused() -> None:
+    files = [(Path("a/x.png"), "x"), (Path("b/y.png"), "y")]
+    refuse_same_results(files)
+    with pytest.raises(DataError, match=r"^b/x\.npy: would write the same x\.json as a/x\.png -- use two --out$"):
+        refuse_same_results([*files, (Path("b/x.npy"), "x")])
+
+
+def test_intrinsics_of_a_file(tmp_path: Path) -> None:
+    K = [[475.0, 0.0, 316.0], [0.0, 470.0, 245.0], [0.0, 0.0, 1.0]]
+    path = tmp_path / "camera.json"
+    for content in ({"fx": 475, "fy": 470, "u0": 316, "v0": 245}, {"K": K}):
+        path.write_text(json.dumps(content))
+        assert read_intrinsics(path).tolist() == K
+    for text in ("[1]", "{}", "{", '{"fx": 0, "fy": 1, "u0": 1, "v0": 1}', '{"K": [[1, 2, 3], [0, 1, 2], [0, 0, 1]]}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r'camera\.json: not usable as intrinsics \(.*\) -- write \{"fx"'):
+            read_intrinsics(path)
+    with pytest.raises(MissingFileError, match="no such intrinsics file"):
+        read_intrinsics(tmp_path / "none.json")

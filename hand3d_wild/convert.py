@@ -9,13 +9,26 @@ the file. A checkpoint carries no MANO array: the hand always comes from the use
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.checkpoints import AGAIN, check_state, read_own, read_torch, to_cpu
+from shared.checkpoints import (
+    AGAIN,
+    WHOLE_NETWORK,
+    ManoCheckpoint,
+    add_counters,
+    check_state,
+    check_tensors,
+    cpu_state,
+    hand_model,
+    read_own,
+    read_torch,
+    refuse_own,
+    save_checkpoint,
+    to_cpu,
+)
 from shared.errors import DataError, exit_on_error
 
 if TYPE_CHECKING:
@@ -25,74 +38,26 @@ if TYPE_CHECKING:
     from shared.mano import ManoModel
 
 FORMAT, VERSION = "handpose/hand3d_wild", 1
-_REMEDY = "give a file of the network that was asked for, with all its layers"
-_ENTRIES = {"format", "version", "state_dict", "model", "mano_sha256"}
 
 # --- our format -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Checkpoint:
-    """A trained network and what is needed to use it, without the hand model.
+class Checkpoint(ManoCheckpoint["WildNet"]):
+    """A trained :class:`hand3d_wild.model.WildNet` without its hand model; ``build`` can give it another ``form``."""
 
-    Attributes:
-        state_dict: of :class:`hand3d_wild.model.WildNet`, float32 on the CPU.
-        model: its keyword arguments.
-        mano_sha256: of the MANO file it was trained with; empty where that is not known (the original's weights).
-        extra: anything else that was stored, unread (epoch, metrics, the source of a conversion).
-    """
+    format, version = FORMAT, VERSION
 
-    state_dict: dict[str, Tensor]
-    model: dict[str, Any]
-    mano_sha256: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def build(self, mano: ManoModel | str | Path, **changes: Any) -> WildNet:
-        """The network with its weights, in evaluation mode, on the user's hand model.
-
-        ``changes`` replace arguments that do not touch the weights, such as ``form``. Warns where ``mano`` is another
-        file than the one of the training: the 22 numbers then mean another hand.
-        """
+    @staticmethod
+    def network() -> type[WildNet]:
         from hand3d_wild.model import WildNet
 
-        hand = _mano(mano)
-        if self.mano_sha256 and hand.sha256 != self.mano_sha256:
-            warnings.warn(
-                f"the network was trained with a MANO file of sha256 {self.mano_sha256[:12]}..., this one "
-                f"({hand.source}) has {hand.sha256[:12]}...; its hands are not those of the training, unless one file "
-                "was made from the other",
-                stacklevel=2,
-            )
-        network = WildNet(hand, **{**self.model, **changes})
-        network.load_state_dict(self.state_dict)
-        return network.eval()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors, as stored in a file."""
-        return {
-            **self.extra,
-            "format": FORMAT,
-            "version": VERSION,
-            "state_dict": self.state_dict,
-            "model": self.model,
-            "mano_sha256": self.mano_sha256,
-        }
+        return WildNet
 
 
 def checkpoint_of(network: WildNet, **extra: Any) -> Checkpoint:
     """A :class:`Checkpoint` of a network in memory; the weights are copied to the CPU as float32."""
-    state = {key: to_cpu(value) for key, value in network.state_dict().items()}
-    return Checkpoint(state, dict(network.sizes), network.mano_sha256, dict(extra))
-
-
-def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Writes a ``torch.save`` dict that loads with ``weights_only=True``. The file is complete or untouched."""
-    import torch
-
-    from shared.safe_io import atomic_path
-
-    with atomic_path(Path(path)) as temporary:
-        torch.save(checkpoint.as_dict(), temporary)
+    state = cpu_state(network.state_dict())
+    return Checkpoint(state, dict(network.sizes), network.mano_sha256, extra=extra)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -104,38 +69,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     content = read_own(path, FORMAT, VERSION, convert="hand3d_wild.convert")
-    try:
-        checkpoint = Checkpoint(
-            state_dict={str(key): to_cpu(value) for key, value in content["state_dict"].items()},
-            model={str(key): value for key, value in content["model"].items()},
-            mano_sha256=str(content["mano_sha256"]),
-            extra={key: value for key, value in content.items() if key not in _ENTRIES},
-        )
-        expected = _empty_state(checkpoint.model)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DataError(
-            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=AGAIN
-        ) from error
-    check_state(checkpoint.state_dict, expected, path, "a network of the sizes it names", _REMEDY)
-    return checkpoint
-
-
-def _mano(mano: ManoModel | str | Path) -> ManoModel:
-    from shared.mano import ManoModel, load_mano
-
-    return mano if isinstance(mano, ManoModel) else load_mano(mano)
-
-
-def _empty_state(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict of a network of these sizes, without memory behind its tensors."""
-    import torch
-
-    from hand3d_wild.model import WildNet
-    from shared.mano import load_mano
-
-    hand = load_mano("standin")
-    with torch.device("meta"):
-        return WildNet(hand, **sizes).state_dict()
+    return Checkpoint.from_content(content, path)
 
 
 # --- the original's weights -------------------------------------------------------------------------------------------
@@ -179,25 +113,14 @@ def read_reference(path: str | Path, *, mano: ManoModel | str | Path, **sizes: A
         MissingFileError, DataError: no such file; not the weights of this network, with everything that is missing or
             unexpected.
     """
-    import torch
-
     from hand3d_wild.model import WildNet
 
-    path, hand = Path(path), _mano(mano)
+    path, hand = Path(path), hand_model(mano)
     content = read_torch(path)
-    if isinstance(content, dict) and "format" in content:
-        raise DataError(
-            f"is a checkpoint of {str(content['format'])!r}, not weights of the original program",
-            path=path,
-            remedy="nothing has to be converted: use it as it is, or load it with load_checkpoint",
-        )
-    if not isinstance(content, Mapping) or not any(isinstance(v, torch.Tensor) for v in content.values()):
-        raise DataError(
-            "is not a state dict of weights", path=path, remedy="give a model-*.pth of the original program"
-        )
-    strangers = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
-    if strangers:
-        raise DataError(f"has entries that are no tensors: {', '.join(strangers[:8])}", path=path, remedy=AGAIN)
+    remedy = "nothing has to be converted: use it as it is, or load it with load_checkpoint"
+    refuse_own(content, path, "weights of the original program", remedy)
+    remedy = "give a model-*.pth of the original program"
+    content = check_tensors(content, path, "is not a state dict of weights", remedy)
     state: dict[str, Tensor] = {}
     for key, value in content.items():
         name = str(key).removeprefix("module.")
@@ -207,13 +130,11 @@ def read_reference(path: str | Path, *, mano: ManoModel | str | Path, **sizes: A
     found = len(state)
     network = WildNet(hand, **sizes)
     expected = network.state_dict()
-    absent = [key for key in expected if key.endswith(".num_batches_tracked") and key not in state]
-    for key in absent:
-        state[key] = torch.zeros_like(expected[key])
-    check_state(state, expected, path, "the network of 3D hands in the wild", _REMEDY)
+    counters = add_counters(state, expected)
+    check_state(state, expected, path, "the network of 3D hands in the wild", WHOLE_NETWORK)
     network.load_state_dict(state)
     prefixed = sum(str(key).startswith("module.") for key in content)
-    return network.eval(), Match(found, prefixed, len(absent))
+    return network.eval(), Match(found, prefixed, counters)
 
 
 def load_reference(path: str | Path, *, mano: ManoModel | str | Path, **sizes: Any) -> nn.Module:

@@ -12,11 +12,24 @@ import argparse
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from shared.checkpoints import AGAIN, check_own, check_state, read_safetensors, read_torch, to_cpu
+from shared.checkpoints import (
+    WHOLE_NETWORK,
+    ManoCheckpoint,
+    add_counters,
+    check_own,
+    check_state,
+    check_tensors,
+    cpu_state,
+    hand_model,
+    read_safetensors,
+    read_torch,
+    refuse_own,
+    save_checkpoint,
+    to_cpu,
+)
 from shared.errors import DataError, exit_on_error
 
 if TYPE_CHECKING:
@@ -26,76 +39,26 @@ if TYPE_CHECKING:
     from shared.mano import ManoModel
 
 FORMAT, VERSION = "handpose/handoccnet", 1
-_REMEDY = "give a file of the network that was asked for, with all its layers"
 
 # --- our format -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Checkpoint:
-    """A trained network and what is needed to use it, without the hand model.
+class Checkpoint(ManoCheckpoint["HandOccNet"]):
+    """A trained :class:`handoccnet.model.HandOccNet` without its hand model; ``build`` can give it other ``tips``."""
 
-    Attributes:
-        state_dict: of :class:`handoccnet.model.HandOccNet`, float32 on the CPU.
-        model: the sizes it was built with, its keyword arguments.
-        mano_sha256: of the MANO file it was trained with; empty where that is not known (the author's snapshots).
-        extra: anything else that was stored, unread (epoch, data set, metrics, the source of a conversion).
-    """
+    format, version = FORMAT, VERSION
 
-    state_dict: dict[str, Tensor]
-    model: dict[str, Any]
-    mano_sha256: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def build(self, mano: ManoModel | str | Path, **changes: Any) -> HandOccNet:
-        """The network with its weights, in evaluation mode, on the user's hand model.
-
-        ``changes`` replace arguments of the network that do not touch its weights, such as ``tips="ho3d"``. Warns
-        where ``mano`` is another file than the one of the training: poses then mean another hand.
-        """
+    @staticmethod
+    def network() -> type[HandOccNet]:
         from handoccnet.model import HandOccNet
 
-        hand = _mano(mano)
-        if self.mano_sha256 and hand.sha256 != self.mano_sha256:
-            warnings.warn(
-                f"the network was trained with a MANO file of sha256 {self.mano_sha256[:12]}..., this one "
-                f"({hand.source}) has {hand.sha256[:12]}...; its hands are not those of the training, unless one file "
-                "was made from the other",
-                stacklevel=2,
-            )
-        network = HandOccNet(hand, **{**self.model, **changes})
-        network.load_state_dict(self.state_dict)
-        return network.eval()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors, as stored in a file."""
-        return {
-            **self.extra,
-            "format": FORMAT,
-            "version": VERSION,
-            "state_dict": self.state_dict,
-            "model": self.model,
-            "mano_sha256": self.mano_sha256,
-        }
-
-
-_ENTRIES = {"format", "version", "state_dict", "model", "mano_sha256"}
+        return HandOccNet
 
 
 def checkpoint_of(network: HandOccNet, **extra: Any) -> Checkpoint:
     """A :class:`Checkpoint` of a network in memory; the weights are copied to the CPU as float32."""
-    state = {key: to_cpu(value) for key, value in network.state_dict().items()}
-    return Checkpoint(state, dict(network.sizes), network.mano_sha256, dict(extra))
-
-
-def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Writes a ``torch.save`` dict that loads with ``weights_only=True``. The file is complete or untouched."""
-    import torch
-
-    from shared.safe_io import atomic_path
-
-    with atomic_path(Path(path)) as temporary:
-        torch.save(checkpoint.as_dict(), temporary)
+    state = cpu_state(network.state_dict())
+    return Checkpoint(state, dict(network.sizes), network.mano_sha256, extra=extra)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -108,38 +71,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     remedy = "convert the author's snapshots with python -m handoccnet.convert"
     content = check_own(read_torch(path), path, FORMAT, VERSION, remedy=remedy, found="a checkpoint of {!r}")
-    try:
-        checkpoint = Checkpoint(
-            state_dict={str(key): to_cpu(value) for key, value in content["state_dict"].items()},
-            model={str(key): value for key, value in content["model"].items()},
-            mano_sha256=str(content["mano_sha256"]),
-            extra={key: value for key, value in content.items() if key not in _ENTRIES},
-        )
-        expected = _empty_state(checkpoint.model)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DataError(
-            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=AGAIN
-        ) from error
-    check_state(checkpoint.state_dict, expected, path, "a network of the sizes it names", _REMEDY)
-    return checkpoint
-
-
-def _mano(mano: ManoModel | str | Path) -> ManoModel:
-    from shared.mano import ManoModel, load_mano
-
-    return mano if isinstance(mano, ManoModel) else load_mano(mano)
-
-
-def _empty_state(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict of a network of these sizes, without memory behind its tensors."""
-    import torch
-
-    from handoccnet.model import HandOccNet
-    from shared.mano import load_mano
-
-    hand = load_mano("standin")
-    with torch.device("meta"):
-        return HandOccNet(hand, **sizes).state_dict()
+    return Checkpoint.from_content(content, path)
 
 
 # --- the author's names -----------------------------------------------------------------------------------------------
@@ -291,29 +223,14 @@ def read_reference(
         MissingFileError, DataError: no such file; not a snapshot of this network, with everything that is missing or
             unexpected.
     """
-    import torch
-
     from handoccnet.model import HandOccNet
 
-    path, hand = Path(path), _mano(mano)
+    path, hand = Path(path), hand_model(mano)
     content = read_torch(path)
-    if isinstance(content, dict) and "format" in content:
-        raise DataError(
-            f"is a checkpoint of {str(content['format'])!r}, not a snapshot of the original program",
-            path=path,
-            remedy="load it with load_checkpoint",
-        )
+    refuse_own(content, path, "a snapshot of the original program", "load it with load_checkpoint")
     outer = content if isinstance(content, dict) and isinstance(content.get("network"), Mapping) else {}
-    network = outer.get("network", content)
-    if not isinstance(network, Mapping) or not any(isinstance(v, torch.Tensor) for v in network.values()):
-        raise DataError(
-            "has no 'network' entry with the weights",
-            path=path,
-            remedy="give a snapshot_*.pth.tar of the original program",
-        )
-    strangers = [str(key) for key, value in network.items() if not isinstance(value, torch.Tensor)]
-    if strangers:
-        raise DataError(f"has entries that are no tensors: {', '.join(strangers[:8])}", path=path, remedy=AGAIN)
+    remedy = "give a snapshot_*.pth.tar of the original program"
+    network = check_tensors(outer.get("network", content), path, "has no 'network' entry with the weights", remedy)
     theirs = {str(key).removeprefix("module."): to_cpu(value) for key, value in network.items()}
     _check_ignored(theirs, hand, path)
     state: dict[str, Tensor] = {}
@@ -321,7 +238,7 @@ def read_reference(
         ours = reference_key_to_ours(key)
         state[key if ours is None else ours] = value if ours is None else _reshape(ours, value)
     model = HandOccNet(hand, **sizes)
-    check_state(state, model.state_dict(), path, "HandOccNet", _REMEDY)
+    check_state(state, model.state_dict(), path, "HandOccNet", WHOLE_NETWORK)
     model.load_state_dict(state)
     rest = {key: value for key, value in outer.items() if key not in ("network", "optimizer")}
     return model.eval(), rest
@@ -402,11 +319,9 @@ def load_backbone(network: HandOccNet, path: str | Path | None) -> str:
         state[reference_key_to_ours(f"backbone.{name}") or str(key)] = to_cpu(cast("Tensor", value))
     own = network.backbone.state_dict()
     expected = {f"backbone.{key}": value for key, value in own.items() if key.startswith(("stem.", "stages."))}
-    for key, value in expected.items():  # torchvision's first files are older than this counter
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, value.new_zeros(()).cpu())
+    add_counters(state, expected)  # torchvision's first files are older than these
     what = f"a ResNet of {network.sizes['blocks']} blocks, stem {network.sizes['stem']}"
-    check_state(state, expected, path, what, _REMEDY)
+    check_state(state, expected, path, what, WHOLE_NETWORK)
     network.backbone.load_state_dict({key.removeprefix("backbone."): v for key, v in state.items()}, strict=False)
     return f"backbone: {len(state)} tensors from {path}"
 

@@ -10,12 +10,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfsup_fitting.config import ConvertConfig
-from shared.checkpoints import AGAIN, check_own, check_state, read_torch, to_cpu
+from shared.checkpoints import (
+    AGAIN,
+    WHOLE_NETWORK,
+    OwnCheckpoint,
+    check_entries,
+    check_own,
+    check_state,
+    check_tensors,
+    cpu_state,
+    read_torch,
+    refuse_own,
+    to_cpu,
+)
 from shared.errors import DataError, exit_on_error
 from shared.options import parse
 
@@ -27,24 +38,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["estimator", "vae", "denoiser"]
 FORMAT, VERSION = "handpose/selfsup_fitting", 1
-_REMEDY = "give a file of the network that was asked for, with all its layers"
 
 # --- our format -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Checkpoint:
-    """A trained estimator.
+class Checkpoint(OwnCheckpoint):
+    """A trained :class:`selfsup_fitting.model.Estimator`."""
 
-    Attributes:
-        state_dict: of :class:`selfsup_fitting.model.Estimator`, float32 on the CPU.
-        model: the sizes it was built with, its keyword arguments.
-        extra: anything else that was stored, unread (mode, epoch, results, the source of a conversion).
-    """
-
-    state_dict: dict[str, Tensor]
-    model: dict[str, Any]
-    extra: dict[str, Any] = field(default_factory=dict)
+    format, version = FORMAT, VERSION
 
     def build(self) -> Estimator:
         """The network with its weights, in evaluation mode."""
@@ -54,21 +55,10 @@ class Checkpoint:
         network.load_state_dict(self.state_dict)
         return network.eval()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors, as stored in a file."""
-        return {
-            **self.extra,
-            "format": FORMAT,
-            "version": VERSION,
-            "state_dict": self.state_dict,
-            "model": self.model,
-        }
-
 
 def checkpoint_of(network: Estimator, **extra: Any) -> Checkpoint:
     """A :class:`Checkpoint` of a network in memory; the weights are copied to the CPU as float32."""
-    state = {key: to_cpu(value) for key, value in network.state_dict().items()}
-    return Checkpoint(state, dict(network.sizes), dict(extra))
+    return Checkpoint(cpu_state(network.state_dict()), dict(network.sizes), extra=extra)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -92,19 +82,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     remedy = "convert the author's files with python -m selfsup_fitting.convert"
     content = check_own(read_torch(path), path, FORMAT, VERSION, remedy=remedy, found="a checkpoint of {!r}")
-    try:
+    with check_entries(path):
         checkpoint = Checkpoint(
-            state_dict={str(key): to_cpu(value) for key, value in content["state_dict"].items()},
+            state_dict=cpu_state(content["state_dict"]),
             model={str(key): int(value) for key, value in content["model"].items()},
-            extra={k: v for k, v in content.items() if k not in ("format", "version", "state_dict", "model")},
+            extra=Checkpoint.extra_of(content),
         )
         with torch.device("meta"):
             expected = Estimator(**checkpoint.model).state_dict()
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DataError(
-            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=AGAIN
-        ) from error
-    check_state(checkpoint.state_dict, expected, path, "an estimator of the sizes it names", _REMEDY)
+    check_state(checkpoint.state_dict, expected, path, "an estimator of the sizes it names", WHOLE_NETWORK)
     return checkpoint
 
 
@@ -157,34 +143,21 @@ def read_reference(path: str | Path) -> tuple[Kind, dict[str, Tensor], dict[str,
     Raises:
         MissingFileError, DataError: no such file; unreadable; ours; no weights of one of the three networks in it.
     """
-    import torch
-
     path = Path(path)
     content = read_torch(path)
-    if isinstance(content, dict) and "format" in content:
-        raise DataError(
-            f"is a checkpoint of {str(content['format'])!r}, not one of the original program",
-            path=path,
-            remedy="load it with load_checkpoint",
-        )
+    refuse_own(content, path, "one of the original program", "load it with load_checkpoint")
     outer = content if isinstance(content, dict) and isinstance(content.get("network_state_dict"), Mapping) else {}
-    state = outer.get("network_state_dict", content)
-    if not isinstance(state, Mapping) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise DataError(
-            "has no 'network_state_dict' with the weights",
-            path=path,
-            remedy="give a .pth of the original program (synthetic.pth, self-supervised.pth, pose_vae.pth, ...)",
-        )
-    strangers = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if strangers:
-        raise DataError(f"has entries that are no tensors: {', '.join(strangers[:8])}", path=path, remedy=AGAIN)
+    remedy = "give a .pth of the original program (synthetic.pth, self-supervised.pth, pose_vae.pth, ...)"
+    state = check_tensors(
+        outer.get("network_state_dict", content), path, "has no 'network_state_dict' with the weights", remedy
+    )
     weights = {str(key).removeprefix("module."): to_cpu(value) for key, value in state.items()}
     kinds = [kind for kind, mark in _MARKS.items() if mark in weights]
     if not kinds:
         raise DataError(
             f"is neither the estimator, nor the pose VAE, nor the denoiser (entries: {', '.join([*weights][:4])})",
             path=path,
-            remedy=_REMEDY,
+            remedy=WHOLE_NETWORK,
         )
     rest = {k: v for k, v in outer.items() if k not in ("network_state_dict", "optimizer_state_dict")}
     return kinds[0], {k: v for k, v in weights.items() if k not in _CONSTANTS[kinds[0]]}, rest
@@ -219,7 +192,7 @@ def load_reference(path: str | Path, kind: Kind | None = None) -> Estimator | Po
         from selfsup_fitting import priors
 
         network, state = (priors.PoseVAE() if found == "vae" else priors.PoseDenoiser()), theirs
-    check_state(state, network.state_dict(), path, f"the published {found}", _REMEDY)
+    check_state(state, network.state_dict(), path, f"the published {found}", WHOLE_NETWORK)
     network.load_state_dict(state)
     with torch.no_grad():
         return network.eval()  # type: ignore[return-value]

@@ -10,11 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from shared.checkpoints import AGAIN, check_own, check_state, read_torch, to_cpu
+from shared.checkpoints import (
+    OwnCheckpoint,
+    add_counters,
+    check_entries,
+    check_own,
+    check_state,
+    cpu_state,
+    read_torch,
+    refuse_own,
+    save_checkpoint,
+    to_cpu,
+)
 from shared.errors import DataError, exit_on_error
 from sohandnet.config import ConvertConfig, Intrinsics, NodeCentre
 
@@ -31,22 +42,18 @@ _REMEDY = "give a checkpoint of SO-HandNet with all its layers"
 
 
 @dataclass
-class Checkpoint:
+class Checkpoint(OwnCheckpoint):
     """Trained networks and what is needed to use them.
 
     Attributes:
-        state_dict: of :class:`sohandnet.model.SoHandNet`, float32 on the CPU; averaged weights where a run kept them.
-        model: the arguments it was built with.
+        state_dict: of :class:`sohandnet.model.SoHandNet`; averaged weights where a run kept them.
         parts: the networks it holds, of encoder, decoder and estimator.
         intrinsics: of the frames it was trained on, ``true`` or ``reference`` (README, ledger Q1).
-        extra: anything else that was stored, unread (stage, labels, epoch, metrics, sources of a conversion).
     """
 
-    state_dict: dict[str, Tensor]
-    model: dict[str, Any]
+    format, version = FORMAT, VERSION
     parts: list[str]
     intrinsics: str = "true"
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> SoHandNet:
         """The networks with their weights, in evaluation mode."""
@@ -70,36 +77,11 @@ class Checkpoint:
                 "estimator) or joint (all three)",
             )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors, as stored in a file."""
-        return {
-            **self.extra,
-            "format": FORMAT,
-            "version": VERSION,
-            "state_dict": self.state_dict,
-            "model": self.model,
-            "parts": self.parts,
-            "intrinsics": self.intrinsics,
-        }
-
-
-_ENTRIES = {"format", "version", "state_dict", "model", "parts", "intrinsics"}
-
 
 def checkpoint_of(network: SoHandNet, *, intrinsics: str, **extra: Any) -> Checkpoint:
     """A :class:`Checkpoint` of networks in memory; the weights are copied to the CPU as float32."""
-    state = {key: to_cpu(value) for key, value in network.state_dict().items()}
-    return Checkpoint(state, dict(network.sizes), list(network.parts), intrinsics, dict(extra))
-
-
-def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Writes a ``torch.save`` dict that loads with ``weights_only=True``. The file is complete or untouched."""
-    import torch
-
-    from shared.safe_io import atomic_path
-
-    with atomic_path(Path(path)) as temporary:
-        torch.save(checkpoint.as_dict(), temporary)
+    state = cpu_state(network.state_dict())
+    return Checkpoint(state, dict(network.sizes), list(network.parts), intrinsics, extra=extra)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -116,24 +98,19 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     remedy = "convert the original's files with python -m sohandnet.convert"
     content = check_own(read_torch(path), path, FORMAT, VERSION, remedy=remedy, found="a checkpoint of {!r}")
-    try:
-        state = {str(k): to_cpu(v) for k, v in content["state_dict"].items() if not str(k).startswith(RAW)}
+    with check_entries(path):
         checkpoint = Checkpoint(
-            state_dict=state,
+            state_dict=cpu_state({k: v for k, v in content["state_dict"].items() if not str(k).startswith(RAW)}),
             model={str(key): value for key, value in content["model"].items()},
             parts=[str(part) for part in content["parts"]],
             intrinsics=str(content["intrinsics"]),
-            extra={key: value for key, value in content.items() if key not in _ENTRIES},
+            extra=Checkpoint.extra_of(content),
         )
         centre, space = checkpoint.model.get("node_centre", "center"), checkpoint.intrinsics
         if centre not in get_args(NodeCentre) or space not in get_args(Intrinsics):
             raise ValueError(f"node centre {centre!r} and intrinsics {space!r} are not known")
         with torch.device("meta"):
             expected = SoHandNet(**checkpoint.model, parts=checkpoint.parts).state_dict()
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DataError(
-            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=AGAIN
-        ) from error
     check_state(checkpoint.state_dict, expected, path, "the networks and sizes it names", _REMEDY)
     return checkpoint
 
@@ -184,12 +161,7 @@ def _read_one(path: Path) -> dict[str, Tensor]:
     import torch
 
     content = read_torch(path)
-    if isinstance(content, dict) and "format" in content:
-        raise DataError(
-            f"is a checkpoint of {str(content['format'])!r}, not one of the original program",
-            path=path,
-            remedy="use it as it is",
-        )
+    refuse_own(content, path, "one of the original program", "use it as it is")
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise DataError("is not a plain state dict", path=path, remedy="give a *_net_*.pth of the original program")
     state: dict[str, Tensor] = {}
@@ -222,8 +194,6 @@ def load_reference(
         MissingFileError, DataError: no such file, not a checkpoint of these networks (with everything that is missing
             or unexpected), or a network twice.
     """
-    import torch
-
     from sohandnet.model import PARTS, SoHandNet
 
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
@@ -266,9 +236,7 @@ def load_reference(
         own = {key: value for key, value in expected.items() if key.startswith(f"{part}.")}
         if not finest:
             state = {key: value for key, value in state.items() if not key.startswith(_FINEST)}
-        for key in own:  # the original's own norms never count, some of its files have no counter at all
-            if key.endswith("num_batches_tracked"):
-                state.setdefault(key, torch.tensor(0))
+        add_counters(state, own)  # the original's own norms never count, some of its files have no counter at all
         check_state(state, own, path, f"SO-HandNet's {part}", _REMEDY)
         merged |= state
     network.load_state_dict(merged)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from shared.checkpoints import AGAIN, check_file, check_state, read_own, read_torch, to_cpu
+from shared.checkpoints import AGAIN, check_entries, check_file, check_state, cpu_state, read_own, read_torch, to_cpu
 from shared.errors import DataError, exit_on_error
 from shared.options import parse
 from shared.safe_io import atomic_path
@@ -111,10 +111,9 @@ def checkpoint_of(
         y_up = spec is not None and spec.y_up
     if max_depth_mm is None:
         max_depth_mm = 0.0 if spec is None else spec.background_mm
-    state = {key: to_cpu(value) for key, value in network.state_dict().items()}
     widths = cast("Widths", network.widths)
     return Checkpoint(
-        state_dict=state,
+        state_dict=cpu_state(network.state_dict()),
         joints=network.joints,
         widths=widths,
         variant=variant,
@@ -154,10 +153,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     content = read_own(path, FORMAT, VERSION, convert="v2v_posenet.convert")
-    try:
+    with check_entries(path):
         model, convention = content["model"], Convention(**content["convention"])
         checkpoint = Checkpoint(
-            state_dict={key: to_cpu(value) for key, value in content["state_dict"].items()},
+            state_dict=cpu_state(content["state_dict"]),
             joints=int(model["joints"]),
             widths=cast("Widths", tuple(int(width) for width in model["widths"])),
             variant=model["variant"],
@@ -170,10 +169,6 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             max_depth_mm=float(content["max_depth_mm"]),
             extra={key: value for key, value in content.items() if key not in _ENTRIES},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"has a missing or malformed entry ({type(error).__name__}: {error})", path=path, remedy=AGAIN
-        ) from error
     if checkpoint.variant not in ("gaussian", "integral") or not 0 < checkpoint.cube_mm < 1e5 or checkpoint.grid % 8:
         raise DataError(
             f"has variant {checkpoint.variant!r}, cube {checkpoint.cube_mm} mm and grid {checkpoint.grid}; expected "

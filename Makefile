@@ -5,6 +5,7 @@
 #   RUN=dir       folder of the run          CKPT=file  checkpoint to evaluate or to predict with
 #   MANO=file     MANO_RIGHT.pkl, or the .npz that `make mano` made of it; not needed for the stand-ins
 #   SEED=n        of both stages of train-selfsup; 0 if not given
+#   WORKERS=n     processes that make stand-ins and prepare data; 2 if not given
 #   ARGS="..."    anything else, handed to the program as it is
 
 DATA ?=
@@ -12,6 +13,7 @@ MANO ?=
 CONFIG ?= $(if $(DATA),paper,standin)
 CKPT ?=
 SEED ?=
+WORKERS ?= 2
 ARGS ?=
 PYTHON ?=
 
@@ -45,7 +47,7 @@ kernels: $(STAMP) ## build the C++ and CUDA kernels again
 data-msra: $(STANDIN)/msra/standin.json ## make the stand-in MSRA data: 2,000 depth frames of a procedural hand
 
 $(STANDIN)/msra/standin.json: | $(STAMP)
-	$(PY) -m shared.standin.msra --out $(STANDIN)/msra --frames 2000 --seed 0 --workers 2
+	$(PY) -m shared.standin.msra --out $(STANDIN)/msra --frames 2000 --seed 0 --workers $(WORKERS)
 
 frames_ho3d := 800
 frames_icvl := 1000
@@ -56,7 +58,7 @@ frames_mpii_nzsl := 100
 standin_frames = $(or $(frames_$*),64)
 # a small stand-in of any other set, made beside its place so that an interrupted one is not taken for whole
 $(STANDIN)/%/standin.json: | $(STAMP)
-	$(PY) -m shared.standin.all --out $(STANDIN)/.part --datasets $* --frames $(standin_frames) --seed 0 --workers 2
+	$(PY) -m shared.standin.all --out $(STANDIN)/.part --datasets $* --frames $(standin_frames) --seed 0 --workers $(WORKERS)
 	rm -rf $(STANDIN)/$* && mv $(STANDIN)/.part/$* $(STANDIN)/$* && echo '{"frames": $(standin_frames), "seed": 0}' > $@
 
 DATASET ?= msra
@@ -137,7 +139,7 @@ soh_config = --config $(call config,sohandnet) --data.store $(SOH_STORE)
 soh_train = $(PY) -m sohandnet.pipeline $(soh_config) --run $(SOH_RUN) $(ARGS)
 
 prepare-sohandnet: $(STAMP) $(if $(DATA),,$(STANDIN)/icvl/standin.json) ## oriented point clouds with normals and SOM nodes, once: DATA=/path/ICVL
-	$(PY) -m sohandnet.prepare --data $(SOH_DATA) --out $(SOH_STORE) --workers 2 --resume$(if $(DATA),, --points 512)
+	$(PY) -m sohandnet.prepare --data $(SOH_DATA) --out $(SOH_STORE) --workers $(WORKERS) --resume$(if $(DATA),, --points 512)
 
 train-sohandnet: prepare-sohandnet ## train SO-HandNet in its three stages, evaluate it, write a report with pictures; again: continue
 	$(soh_train)
@@ -163,7 +165,8 @@ SSF_RUN = $(or $(RUN),runs/selfsup/$(if $(DATA),nyu,standin))
 SSF_DATA = $(or $(DATA),$(STANDIN)/nyu)
 SSF_SHARDS = $(or $(STORE),data/prepared/selfsup-$(if $(DATA),nyu,standin))
 SSF_CKPT = $(or $(CKPT),$(SSF_RUN)/self-supervised/checkpoints/last.pt)
-SSF_PRESET = $(if $(DATA),author_log,standin_selfsup)
+# CONFIG is stage two's preset
+ssf_config = $(if $(filter $(origin CONFIG),file),selfsup_fitting/configs/$(if $(DATA),author_log,standin_selfsup).yaml,$(call config,selfsup_fitting))
 ssf_seed = $(if $(SEED),--seed $(SEED))
 ssf_resume = $(if $(wildcard $(SSF_RUN)/$(1)/checkpoints/last.pt),--resume)
 
@@ -173,7 +176,7 @@ ssf_prior = $(if $(wildcard $(SSF_RUN)/prior/$(1)/prior.pt),,$(PY) -m selfsup_fi
 define ssf_train
 	$(call ssf_prior,vae)
 	$(PY) -m selfsup_fitting.train --mode synthetic --config selfsup_fitting/configs/$(if $(DATA),synthetic,standin_synthetic).yaml --run $(SSF_RUN)/synthetic $(call ssf_resume,synthetic) $(ssf_seed)
-	$(PY) -m selfsup_fitting.train --mode self-supervised --config selfsup_fitting/configs/$(SSF_PRESET).yaml --data.root $(SSF_SHARDS) --vae $(SSF_RUN)/prior/vae/prior.pt $(or $(call ssf_resume,self-supervised),--init $(SSF_RUN)/synthetic/checkpoints/last.pt) --run $(SSF_RUN)/self-supervised $(ssf_seed) $(ARGS)
+	$(PY) -m selfsup_fitting.train --mode self-supervised --config $(ssf_config) --data.root $(SSF_SHARDS) --vae $(SSF_RUN)/prior/vae/prior.pt $(or $(call ssf_resume,self-supervised),--init $(SSF_RUN)/synthetic/checkpoints/last.pt) --run $(SSF_RUN)/self-supervised $(ssf_seed) $(ARGS)
 endef
 ssf_eval = $(PY) -m selfsup_fitting.eval $(1) --data $(SSF_SHARDS)
 
@@ -185,7 +188,7 @@ train-selfsup: prepare-selfsup ## train on synthetic hands, then on unlabelled v
 	$(call ssf_eval,$(SSF_RUN)/synthetic/checkpoints/last.pt)
 	$(call ssf_eval,$(SSF_RUN)/self-supervised/checkpoints/last.pt) --compare $(SSF_RUN)/synthetic/eval/metrics.json
 
-eval-selfsup: prepare-selfsup ## evaluate a checkpoint of training by fitting (trains the stand-in first if there is none)
+eval-selfsup: prepare-selfsup ## evaluate a checkpoint of training by fitting (trains one first if there is none)
 ifeq ($(CKPT),)
 	@test -f $(SSF_CKPT) || echo "no checkpoint at $(SSF_CKPT): training one first"
 	$(if $(wildcard $(SSF_CKPT)),,$(ssf_train))
@@ -209,14 +212,19 @@ wild_pretrain = $(if $(filter tiny,$(CONFIG)),tiny,$(if $(DATA),pretrain,pretrai
 wild_resume = $(if $(wildcard $(1)/checkpoints/last.pt),--resume)
 wild_sets = $(if $(DATA),,$(foreach set,panoptic mpii_nzsl stb,$(STANDIN)/$(set)/standin.json))
 wild_train = $(PY) -m hand3d_wild.train --config $(wild_preset) --data.store $(WILD_STORE) --data.mano $(WILD_MANO) $(or $(call wild_resume,$(WILD_RUN)),--init_from $(WILD_RUN)-pretrain/checkpoints/last.pt) --run $(WILD_RUN) $(ARGS)
-wild_eval = $(PY) -m hand3d_wild.eval $(WILD_CKPT) --dataset stb --root $(WILD_DATA)/stb --store $(WILD_STORE)
+wild_mano = $(if $(WILD_MANO),--mano $(WILD_MANO))
+wild_eval = $(PY) -m hand3d_wild.eval $(WILD_CKPT) --dataset stb --root $(WILD_DATA)/stb --store $(WILD_STORE) $(wild_mano)
+# of your own sets those that are there; all three, and so an error that names them, where none is
+wild_found = $(wildcard $(WILD_DATA)/panoptic $(WILD_DATA)/mpii_nzsl $(WILD_DATA)/stb)
+wild_have = $(if $(and $(DATA),$(wild_found)),$(filter $(notdir $(wild_found)),$(1)),$(1))
+wild_trees = $(if $(call wild_have,panoptic),--panoptic $(WILD_DATA)/panoptic) $(if $(call wild_have,mpii_nzsl),--mpii $(WILD_DATA)/mpii_nzsl) $(if $(call wild_have,stb),--stb $(WILD_DATA)/stb)
 
-synthesize-wild: $(STAMP) ## pictures of coloured hands for pretraining, once: MANO=file with your own hand model
+synthesize-wild: $(STAMP) ## pictures of coloured hands for pretraining, once: MANO=file with your own hand model, BACKGROUNDS=folder
 	@test -n "$(WILD_MANO)" || { echo "error: name the hand model: MANO=/path/MANO_RIGHT.pkl (mano.is.tue.mpg.de), or MANO=standin" >&2; exit 2; }
-	$(PY) -m hand3d_wild.synthesize --out $(WILD_SYNTH) --mano $(WILD_MANO) --workers 2 --resume $(WILD_PICTURES)
+	$(PY) -m hand3d_wild.synthesize --out $(WILD_SYNTH) --mano $(WILD_MANO) $(if $(BACKGROUNDS),--backgrounds $(BACKGROUNDS)) --workers $(WORKERS) --resume $(WILD_PICTURES)
 
-prepare-wild: $(STAMP) $(wild_sets) ## crops, masks and joints of Panoptic, MPII+NZSL and STB, once: DATA=/path
-	$(PY) -m hand3d_wild.prepare --panoptic $(WILD_DATA)/panoptic --mpii $(WILD_DATA)/mpii_nzsl --stb $(WILD_DATA)/stb --out $(WILD_STORE) --workers 2 $(if $(wildcard $(WILD_STORE)/manifest.json),--resume)
+prepare-wild: $(STAMP) $(wild_sets) ## crops, masks and joints of Panoptic, MPII+NZSL and STB, once: DATA=/path with any of panoptic, mpii_nzsl, stb
+	$(PY) -m hand3d_wild.prepare $(wild_trees) --out $(WILD_STORE) --workers $(WORKERS) $(if $(wildcard $(WILD_STORE)/manifest.json),--resume)
 
 pretrain-wild: synthesize-wild ## the first stage alone
 	$(PY) -m hand3d_wild.pretrain --config hand3d_wild/configs/$(wild_pretrain).yaml --data.root $(WILD_SYNTH) --data.mano $(WILD_MANO) $(if $(DATA),,--data.cache $(WILD_SYNTH)) --run $(WILD_RUN)-pretrain $(call wild_resume,$(WILD_RUN)-pretrain)

@@ -24,6 +24,12 @@ STANDIN := data/standin
 # a preset's name or a path
 config = $(if $(wildcard $(CONFIG)),$(CONFIG),$(1)/configs/$(CONFIG).yaml)
 
+# checkpoint, train target: nobody waits days by mistake, so with DATA a missing checkpoint is an error
+define need_checkpoint
+	@test -f $(1) || { $(if $(DATA),echo "error: no checkpoint at $(1): make $(2) DATA=$(DATA) trains one$(comma) CKPT=file names another" >&2; exit 2,echo "no checkpoint at $(1): training one first"); }
+endef
+comma := ,
+
 .DEFAULT_GOAL := help
 .PHONY: help install kernels data-msra check-data train-v2v eval-v2v predict-v2v data-ho3d mano train-handoccnet eval-handoccnet demo-handoccnet prepare-sohandnet train-sohandnet train-sohandnet-semi ablation-sohandnet eval-sohandnet prepare-selfsup train-selfsup eval-selfsup viewer synthesize-wild prepare-wild pretrain-wild train-wild eval-wild score view-results demo-v2v kernels-gpu test lint bench clean
 
@@ -80,10 +86,10 @@ train-v2v: $(STAMP) $(v2v_data_made) ## train V2V-PoseNet, evaluate it, write a 
 	$(v2v_train)
 	$(PY) -m v2v_posenet.eval $(V2V_RUN)/checkpoints/last.pt --data.root $(V2V_DATA)
 
-eval-v2v: $(STAMP) $(v2v_data_made) ## evaluate a checkpoint of V2V-PoseNet (trains the stand-in first if there is none)
+eval-v2v: $(STAMP) $(v2v_data_made) ## evaluate a checkpoint of V2V-PoseNet (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	@test -f $(V2V_CKPT) || echo "no checkpoint at $(V2V_CKPT): training one first"
-	$(if $(wildcard $(V2V_CKPT)),,$(v2v_train))
+	$(call need_checkpoint,$(V2V_CKPT),train-v2v)
+	$(if $(DATA)$(wildcard $(V2V_CKPT)),,$(v2v_train))
 endif
 	$(PY) -m v2v_posenet.eval $(V2V_CKPT) --data.root $(V2V_DATA) $(ARGS)
 
@@ -111,10 +117,10 @@ train-handoccnet: $(STAMP) $(if $(DATA),,data-ho3d) ## train HandOccNet, evaluat
 	$(hon_train)
 	$(PY) -m handoccnet.eval $(HON_RUN)/checkpoints/last.pt --data.root $(HON_DATA) $(hon_mano)
 
-eval-handoccnet: $(STAMP) $(if $(DATA),,data-ho3d) ## evaluate HandOccNet, write pred.json and the challenge's zip (trains the stand-in first if there is none)
+eval-handoccnet: $(STAMP) $(if $(DATA),,data-ho3d) ## evaluate HandOccNet, write pred.json and the challenge's zip (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	@test -f $(HON_CKPT) || echo "no checkpoint at $(HON_CKPT): training one first"
-	$(if $(wildcard $(HON_CKPT)),,$(hon_train))
+	$(call need_checkpoint,$(HON_CKPT),train-handoccnet)
+	$(if $(DATA)$(wildcard $(HON_CKPT)),,$(hon_train))
 endif
 	$(PY) -m handoccnet.eval $(HON_CKPT) --data.root $(HON_DATA) $(hon_mano) $(if $(CKPT)$(wildcard $(HON_CKPT)),$(ARGS))
 
@@ -122,7 +128,7 @@ endif
 HON_BOXES := $(STANDIN)/ho3d/annotations/HO3D_evaluation_data.json
 hon_demo = $(STANDIN)/ho3d/evaluation/SM1/rgb/0000.png $(STANDIN)/ho3d/evaluation/AP10/rgb/0001.png --boxes $(HON_BOXES) --fit --out runs/handoccnet/demo
 
-demo-handoccnet: $(STAMP) $(if $(ARGS),,$(HON_BOXES)) ## mesh of a hand in your picture: ARGS="photo.jpg --bbox 340,232,120,140 --out out" MANO=... CKPT=...
+demo-handoccnet: $(STAMP) $(if $(ARGS),,$(if $(wildcard $(HON_CKPT)),$(HON_BOXES))) ## mesh of a hand in your picture: ARGS="photo.jpg --bbox 340,232,120,140 --out out" MANO=... CKPT=...
 	@test -f $(HON_CKPT) || { echo "error: no checkpoint at $(HON_CKPT); make train-handoccnet trains one, CKPT=file names another" >&2; exit 2; }
 	$(PY) -m handoccnet.predict --checkpoint $(HON_CKPT) $(if $(HON_MANO),--mano $(HON_MANO)) $(or $(ARGS),$(hon_demo))
 
@@ -146,8 +152,8 @@ train-sohandnet: prepare-sohandnet ## train SO-HandNet in its three stages, eval
 
 eval-sohandnet: prepare-sohandnet ## evaluate SO-HandNet, in true millimetres and in the original's (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	@test -f $(SOH_CKPT) || echo "no checkpoint at $(SOH_CKPT): training one first"
-	$(if $(wildcard $(SOH_CKPT)),,$(soh_train))
+	$(call need_checkpoint,$(SOH_CKPT),train-sohandnet)
+	$(if $(DATA)$(wildcard $(SOH_CKPT)),,$(soh_train))
 endif
 	$(PY) -m sohandnet.eval $(SOH_CKPT) --store $(SOH_STORE) --data $(SOH_DATA) $(if $(CKPT)$(wildcard $(SOH_CKPT)),$(ARGS))
 
@@ -188,10 +194,10 @@ train-selfsup: prepare-selfsup ## train on synthetic hands, then on unlabelled v
 	$(call ssf_eval,$(SSF_RUN)/synthetic/checkpoints/last.pt)
 	$(call ssf_eval,$(SSF_RUN)/self-supervised/checkpoints/last.pt) --compare $(SSF_RUN)/synthetic/eval/metrics.json
 
-eval-selfsup: prepare-selfsup ## evaluate a checkpoint of training by fitting (trains one first if there is none)
+eval-selfsup: prepare-selfsup ## evaluate a checkpoint of training by fitting (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	@test -f $(SSF_CKPT) || echo "no checkpoint at $(SSF_CKPT): training one first"
-	$(if $(wildcard $(SSF_CKPT)),,$(ssf_train))
+	$(call need_checkpoint,$(SSF_CKPT),train-selfsup)
+	$(if $(DATA)$(wildcard $(SSF_CKPT)),,$(ssf_train))
 endif
 	$(call ssf_eval,$(SSF_CKPT)) $(if $(CKPT)$(wildcard $(SSF_CKPT)),$(ARGS))
 
@@ -233,10 +239,10 @@ train-wild: pretrain-wild prepare-wild ## pretrain on synthetic hands, train on 
 	$(wild_train)
 	$(wild_eval)
 
-eval-wild: prepare-wild ## evaluate a checkpoint on STB's held-out sequences (trains the stand-in first if there is none)
+eval-wild: prepare-wild $(if $(CKPT)$(DATA)$(wildcard $(WILD_CKPT)),,pretrain-wild) ## evaluate a checkpoint on STB's held-out sequences (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	@test -f $(WILD_CKPT) || echo "no checkpoint at $(WILD_CKPT): training one first"
-	$(if $(wildcard $(WILD_CKPT)),,$(MAKE) pretrain-wild && $(wild_train))
+	$(call need_checkpoint,$(WILD_CKPT),train-wild)
+	$(if $(DATA)$(wildcard $(WILD_CKPT)),,$(wild_train))
 endif
 	$(wild_eval) $(if $(CKPT)$(wildcard $(WILD_CKPT)),$(ARGS))
 

@@ -21,10 +21,11 @@ def lines(*words: str) -> list[str]:
 
 @pytest.mark.parametrize("target", ["train-wild", "eval-wild"])
 def test_every_step_in_the_wild_gets_the_hand_model(target: str, tmp_path: Path) -> None:
-    steps = lines(target, f"DATA={tmp_path}", "MANO=/x/MANO_RIGHT.pkl", f"RUN={tmp_path}/run")
-    assert len(steps) >= 3
+    mano = tmp_path / "MANO_RIGHT.pkl"
+    steps = lines(target, f"DATA={tmp_path}", f"MANO={mano}", f"RUN={tmp_path}/run", "CKPT=x.pt")
+    assert "hand3d_wild.eval" in steps[-1]
     for step in steps:
-        assert "hand3d_wild.prepare" in step or "mano /x/MANO_RIGHT.pkl" in step, step
+        assert "hand3d_wild.prepare" in step or f"mano {mano}" in step, step
 
 
 def test_any_subset_of_the_wild_sets(tmp_path: Path) -> None:
@@ -51,3 +52,15 @@ def test_both_stages_of_training_by_fitting_get_the_seed_and_the_second_one_the_
     assert "--seed" not in data[1]
     named = [step for step in lines("train-selfsup", run, "DATA=/x", "CONFIG=release") if ".train " in step]
     assert "release.yaml" in named[1]
+
+
+@pytest.mark.parametrize("method", ["v2v", "handoccnet", "sohandnet", "selfsup", "wild"])
+def test_evaluation_of_your_data_never_starts_a_training(method: str, tmp_path: Path) -> None:
+    where = (f"RUN={tmp_path}/run", f"STORE={tmp_path}/store")
+    assert any(".train " in step or ".pipeline " in step for step in lines(f"eval-{method}", *where))
+    words = ["make", "-n", f"eval-{method}", *where, "DATA=/x", "MANO=/x/m.npz"]
+    printed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert f"error: no checkpoint at {tmp_path}/run" in printed
+    assert f"make train-{method} DATA=/x trains one, CKPT=file names another" in printed
+    assert ".train " not in printed
+    assert ".pipeline " not in printed

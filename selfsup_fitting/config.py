@@ -87,7 +87,8 @@ class SynthOptions:
 
     Args:
         images: beside a batch of captured frames, per step [images]
-        epoch_images: an epoch of synthetic training, over all stacks [images]
+        epoch_images: an epoch of synthetic training; as many whatever the stacks are (the original trained two of them
+            on batches of 64 instead of 128) [images]
         interpolation: of depth inside a triangle: linear, or harmonic (the original's, wrong for this camera)
         noise_rounding: of the random pixel shifts: symmetric, or trunc (the original's, drifts by 0.16 pixels)
         center: of the crop: mean (of the vertices, as the original), or palm (as captured crops are)
@@ -127,13 +128,14 @@ class OptimOptions:
     Args:
         lr: learning rate; the author fine-tuned with 1e-4, synthetic training uses 1e-3
         weight_decay: added to the gradient
-        schedule: step (times 0.1 at every third of the epochs, the original's), constant, or cosine to zero
+        schedule: constant (of 75 epochs in steps, the author showed the first 20, before the first step), step (times
+            0.1 after every third of the epochs, as the release), or cosine to zero
         warmup_steps: steps of linear rise at the start; 0 means none [steps]
     """
 
     lr: float = 1e-4
     weight_decay: float = 1e-5
-    schedule: Literal["step", "constant", "cosine"] = "step"
+    schedule: Literal["step", "constant", "cosine"] = "constant"
     warmup_steps: int = 0
 
 
@@ -142,23 +144,25 @@ class LossOptions:
     """Weights of the terms, and where the original can be followed to the letter (README, ledger).
 
     Args:
-        synt_uv: heat maps of synthetic images
-        synt_d: depth of the centres in synthetic images, squared mm
-        synt_xy: x and y of these centres, squared mm; ours, for short trainings: 0 in the original, whose heat maps
-            need millions of images to become sharp
-        projection: model to data and data to model over all pairs of views
-        consistency: distance to the median over the views
+        synt_uv: heat maps of synthetic images [no unit]
+        synt_d: depth of the centres in synthetic images [1/mm^2]
+        synt_xy: x and y of these centres; ours, for short trainings: 0 in the original, whose heat maps need millions
+            of images to become sharp [1/mm^2]
+        projection: model to data and data to model over all pairs of views [1/mm^2]
+        consistency: distance to the median over the views [1/mm^2]
         consistency_reduction: of its numbers: sum (the author's logged run) or mean (the release, 900 times weaker)
-        uv_hm_mean: energy of the heat maps of captured images
-        prior: pose VAE
+        uv_hm_mean: energy of the heat maps of captured images [no unit]
+        prior: pose VAE [no unit]
         prior_kl: share of the VAE's KL in it; 0 holds spheres to what the VAE can rebuild and does not pull them
-            to the mean pose
-        temporal: difference to the frame before, squared mm
-        collision: spheres of different parts closer than 6 mm
-        bone_length: lengths outside 80 to 105 percent, squared mm
-        domain: distance of mean latents, synthetic to captured; computed, and 0 in the original
+            to the mean pose [no unit]
+        temporal: difference to the frame before [1/mm^2]
+        collision: spheres of different parts closer than 6 mm [1/mm^2]
+        bone_length: lengths outside 80 to 105 percent [1/mm^2]
+        domain: distance of mean latents, synthetic to captured; computed, and 0 in the original [no unit]
+        lengths: what these percentages are of: the lengths of the hand, or nyu_reference (the original's list)
         views: that collision and bone_length look at: all, or first (the original's)
-        sums: collision and the prior's KL grow with the batch (reference), or have the size of 25 frames (frame)
+        sums: collision, the prior's KL and a consistency that is a sum grow with the batch (reference), or have the
+            size of 25 frames (frame)
         multiview_steps: of every epoch, after which each view is fitted by itself; 0 means the whole epoch (1500 in the
             release) [steps]
     """
@@ -176,6 +180,7 @@ class LossOptions:
     collision: float = 1.0
     bone_length: float = 1.0
     domain: float = 0.0
+    lengths: Literal["hand", "nyu_reference"] = "hand"
     views: Views = "all"
     sums: Literal["frame", "reference"] = "frame"
     multiview_steps: int = 0
@@ -244,7 +249,7 @@ class EvalConfig:
         precision: of the network: float32 or bfloat16
         batch_size: frames per network call [frames]
         limit: this many frames, evenly spread; 0 means all [frames]
-        baseline: compare with the mean pose of the training split
+        baseline: compare with the mean pose of the training split, where there is one of the same cameras and centres
         compare: metrics.json of another checkpoint's evaluation, for example of the synthetic stage: a summary of both
     """
 
@@ -286,9 +291,9 @@ class FitConfig:
         parameters: pose (26 numbers of the hand) or spheres (41 centres, free but for bone lengths and collisions)
         hand: standin, a hand .npz, or the original's preprocessed_hand.pkl
         init: checkpoint whose prediction the fit starts from; empty starts from several poses
-        steps: of the optimiser
-        lr: learning rate; radians, and 30 mm where millimetres are meant
-        starts: poses that are tried at the same time, without init
+        steps: of the optimiser [steps]
+        lr: learning rate; where millimetres are meant, 30 mm count as one radian [radians]
+        starts: poses that are tried at the same time, without init [poses]
         seed: of these poses
         out: folder for the results
     """
@@ -311,7 +316,8 @@ class PredictConfig:
     """Options of the demo.
 
     Args:
-        images: depth pictures: 16-bit PNG in mm, NYU's 8-bit PNG, or .npy in mm
+        images: depth pictures or folders of them: 16-bit PNG in mm, NYU's 8-bit PNG, or .npy in mm; a 64 x 64 .npy or
+            .npz is a crop, mm around its centre
         checkpoint: a run's checkpoint, or the original's
         center: x,y,z of the crop's centre in the camera's frame; empty takes the middle of what is nearest [mm]
         intrinsics: fx,fy,cx,cy of the camera [pixels]

@@ -60,17 +60,23 @@ class Captured:
 
 
 class SyntheticSet:
-    """``count`` images an epoch; as a validation set (``data[index]``) always the same ones."""
+    """``count`` images an epoch; the same in every epoch with ``repeat_first`` and, as ``data[index]``, for validation.
 
-    def __init__(self, count: int, seed: int, *, validation: bool = False) -> None:
-        self.count, self.validation = count, validation
+    Validation images are none of training's.
+    """
+
+    def __init__(self, count: int, seed: int, *, validation: bool = False, repeat_first: bool = False) -> None:
+        self.count, self.validation, self.repeat_first = count, validation, repeat_first
         self.seed = seed + VALIDATION_SEED if validation else seed
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, key: Any) -> Synthetic:
-        return Synthetic(self.seed, 0, key) if self.validation else Synthetic(self.seed, *key)
+        if self.validation:
+            return Synthetic(self.seed, 0, key)
+        epoch, index = key
+        return Synthetic(self.seed, 0 if self.repeat_first else epoch, index)
 
 
 @dataclass
@@ -81,7 +87,8 @@ class CapturedSet:
         shards: prepared frames.
         limit: use this many, evenly spread; 0 for all.
         labels: give the annotations (validation).
-        seed, batch_size, world, repeat_first: of the run, so that a frame knows which batch it will be in.
+        seed, batch_size, world, repeat_first: of the run, so that a frame knows which batch it will be in; a first
+            batch that is repeated has the same synthetic images in every epoch.
         synthetic_images: that stand beside each batch.
         in_order: deal the frames in the order of the recording whatever the run's permutation (``--temporal``).
     """
@@ -124,7 +131,8 @@ class CapturedSet:
             place = int(self._places(epoch)[index])
             iteration, within = divmod(place, self.batch_size * self.world)
             first = (iteration * self.world + within % self.world) * self.synthetic_images
-            beside = tuple(Synthetic(self.seed, epoch, first + i) for i in range(self.synthetic_images))
+            drawn = 0 if self.repeat_first else epoch
+            beside = tuple(Synthetic(self.seed, drawn, first + i) for i in range(self.synthetic_images))
             return self.frame(place if self.in_order else index, beside, epoch, iteration)
         return self.frame(key)
 
@@ -233,5 +241,5 @@ def augmented(depth: Tensor, options: AugmentOptions) -> tuple[Tensor, Tensor]:
 
 
 def normalised(depth_mm: Tensor) -> Tensor:
-    """(..., 64, 64) mm to the network's input; depth behind the background counts as background."""
-    return depth_mm.clamp(max=100.0) * DEPTH_SCALE
+    """(..., 64, 64) mm to the network's input; what is behind the background stays there if the crops kept it."""
+    return depth_mm * DEPTH_SCALE

@@ -3,7 +3,8 @@
 Predicts every view of every prepared frame, writes the first view's joints in the community's text format (u v d of 14
 joints a line), reads that file back and scores it. Errors of the other views, each joint, with and without the denoiser
 are in ``metrics.json`` and the report, which has pictures of the spheres over the captured depth. Crops are those of
-``prepare``: around the annotated palm joint, as in the paper, unless it was told otherwise; every number says so.
+``prepare``: around the annotated palm joint, as in the paper, unless it was told otherwise; every number says so. Crops
+of the original's files have no place in a camera; they are scored as they are, without a text file.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def scores(errors: Array) -> dict[str, Any]:
     """The protocol's numbers of (N, 14) distances in mm; frames count alike (the original averaged its batches).
 
     ``mean_95_interval_mm`` is the half width for independent frames; those of a recording resemble their neighbours, so
-    that it is a lower bound.
+    that it is a lower bound; None for a single frame.
 
     ``worst_joint_below`` is the share of frames whose largest error is strictly below 0.5, 5.5, ... 80.5 mm, as in the
     original's script; ``mean_12_mm`` leaves out the two sides of the wrist, as that script does.
@@ -46,10 +47,10 @@ def scores(errors: Array) -> dict[str, Any]:
     twelve = [EVAL_NYU.index(joint) for joint in EVAL_NYU_12]
     worst, worst_12 = errors.max(1), errors[:, twelve].max(1)
     means = errors.mean(1)
-    half = 1.96 * means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else float("nan")
+    half = 1.96 * float(means.std(ddof=1)) / np.sqrt(len(means)) if len(means) > 1 else None
     return {
         "mean_mm": float(means.mean()),
-        "mean_95_interval_mm": float(half),
+        "mean_95_interval_mm": None if half is None else float(half),
         "median_mm": float(np.median(errors)),
         "mean_12_mm": float(errors[:, twelve].mean()),
         "per_joint_mm": errors.mean(0).tolist(),
@@ -59,10 +60,12 @@ def scores(errors: Array) -> dict[str, Any]:
     }
 
 
-def protocol(prepared: dict[str, Any]) -> str:
-    """What the numbers are, in words, of frames prepared with these options."""
+def protocol(prepared: dict[str, Any], *, placed: bool = True) -> str:
+    """What the numbers are, in words, of frames prepared with these options, ``placed`` in their camera or not."""
     centers = str(prepared.get("centers", "palm"))
-    return f"14 joints of NYU, crops around {CENTERS.get(centers, f'the centres of {centers}')}, mean over frames"
+    around = CENTERS.get(centers, f"the centres of {centers}")
+    where = "" if placed else " scored without their place in the camera, which these files do not have"
+    return f"14 joints of NYU, crops around {around}{where}, mean over frames"
 
 
 def joint_errors(spheres_mm: Array, joints_mm: Array) -> Array:
@@ -98,7 +101,8 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     """Predicts, writes, scores and reports; returns what is in ``metrics.json``.
 
     Raises:
-        DataError: no checkpoint or several, one of another method, no prepared frames, frames that are not finite.
+        DataError: no checkpoint or several, one of another method, no prepared frames, frames that are not finite,
+            another evaluation that cannot be compared with.
     """
     if len(options.checkpoint) != 1:
         raise DataError(
@@ -118,7 +122,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     from selfsup_fitting.multiview import fuse_views
     from selfsup_fitting.priors import load_prior
     from selfsup_fitting.shards import spread
-    from selfsup_fitting.spheres import EVAL_NYU
+    from selfsup_fitting.spheres import EVAL_NYU, EVAL_SPHERES
     from shared.predictions import read_predictions, write_predictions
     from shared.safe_io import atomic_write_text
 
@@ -128,7 +132,14 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     denoiser = load_prior(options.denoiser, "denoiser") if options.denoiser else None
     hand = load_hand(options.hand)
     chosen = spread(len(shards), options.limit)
+    if other is not None:
+        check_comparable(other, options.split, len(chosen), options.compare)
+    mean, no_baseline = training_mean(options.data, shards) if options.baseline else (None, "")
+    out = output_folder(options)
+    out.mkdir(parents=True, exist_ok=True)
     print(f"{shards.manifest.summary()}, of which {len(chosen)} are evaluated", flush=True)
+    if no_baseline:
+        print(f"no baseline: {no_baseline}", flush=True)
     device = choose_device(options.device)
     spheres, variance = predict_spheres(checkpoint.build().to(device), shards, options)
     cleaned = spheres
@@ -138,19 +149,23 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
             cleaned = denoiser(flat).double().numpy().reshape(spheres.shape)
 
     gt, centers = shards.field("joints_mm", chosen).astype(np.float64), shards.field("center_mm", chosen)
-    out = output_folder(options)
-    out.mkdir(parents=True, exist_ok=True)
+    placed = bool(centers.any())  # not the original's files, which do not say where their crops were
     file = out / "predictions_uvd.txt"
-    write_predictions(file, to_uvd(cleaned[:, 0], centers[:, 0]), decimals=4)
-    joints = from_uvd(read_predictions(file, 14), centers[:, 0])  # scored as any other file would be
+    if placed:
+        write_predictions(file, to_uvd(cleaned[:, 0], centers[:, 0]), decimals=4)
+        joints = from_uvd(read_predictions(file, 14), centers[:, 0])  # scored as any other file would be
+    else:
+        file.unlink(missing_ok=True)  # of an earlier evaluation
+        joints = cleaned[:, 0][:, list(EVAL_SPHERES)]
     errors = np.linalg.norm(joints - gt[:, 0][:, list(EVAL_NYU)], axis=-1)
 
-    complete = options.split == "test" and len(chosen) == len(shards) and not any(shards.manifest.skipped.values())
+    whole = not any(shards.manifest.skipped.values()) and not shards.manifest.options.get("limit")
+    complete = options.split == "test" and len(chosen) == len(shards) and whole
     metrics: dict[str, Any] = {
         "split": options.split,
         "frames": len(chosen),
         "complete": complete,
-        "protocol": protocol(shards.manifest.options),
+        "protocol": protocol(shards.manifest.options, placed=placed),
         "view": shards.manifest.views[0],
         "denoiser": options.denoiser or None,
         **scores(errors),
@@ -170,9 +185,7 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
         fused = fuse_views(*(torch.from_numpy(array) for array in (spheres, poses, variance))).numpy()
         metrics["mean_fused_views_mm"] = float(joint_errors(fused[:, 0], gt[:, 0]).mean())
     baseline = None
-    if options.baseline:
-        train = open_shards(options.data, "train")
-        mean = train.field("joints_mm").mean(0).astype(np.float64)  # (V, 36, 3), of the labels of the training split
+    if mean is not None:
         base_errors = np.linalg.norm(gt - mean, axis=-1)[..., list(EVAL_NYU)]
         baseline = np.broadcast_to(mean[0, list(EVAL_NYU)], joints.shape)
         metrics["baseline_mean_pose"] = {
@@ -188,7 +201,8 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     pictures = draw_fits(out, shards, chosen, cleaned, errors, hand.sphere_radius_mm)
     write_page(out, metrics, checkpoint.model, gt, joints, baseline, centers, shards, chosen, pictures)
     print_table(metrics)
-    print(f"predictions: {file} (u v d of 14 joints), {out / 'predictions.npz'} (spheres of all views)")
+    text = f"{file} (u v d of 14 joints), " if placed else ""
+    print(f"predictions: {text}{out / 'predictions.npz'} (spheres of all views)")
     print(f"report:      {out / 'report.html'}")
     for path in pictures:
         print(f"picture:     {path}")
@@ -218,15 +232,43 @@ def read_metrics(path: str) -> dict[str, Any]:
     return dict(found)
 
 
-def compared(metrics: dict[str, Any], other: dict[str, Any], path: str) -> dict[str, Any]:
-    """How much lower the error is than another checkpoint's; refuses numbers of other frames.
+def training_mean(root: str, shards: Shards) -> tuple[Array | None, str]:
+    """(V, 36, 3) mean of the training split's labels, for the frames of ``shards``; or None and why there is none.
+
+    Raises:
+        DataError: a training split that is damaged.
+    """
+    import numpy as np
+
+    from selfsup_fitting.data import open_shards
+    from shared.errors import MissingFileError
+
+    try:
+        train = open_shards(root, "train")
+    except MissingFileError as error:
+        return None, str(error)
+    for name, here, there in (
+        ("cameras", shards.manifest.views, train.manifest.views),
+        ("centers", *(part.manifest.options.get("centers", "palm") for part in (shards, train))),
+    ):
+        if here != there:
+            return None, f"{name} {here} here, {there} in the training split, whose mean pose lies elsewhere then"
+    return train.field("joints_mm").mean(0).astype(np.float64), ""
+
+
+def check_comparable(other: dict[str, Any], split: str, frames: int, path: str) -> None:
+    """Refuses numbers of other frames.
 
     Raises:
         DataError: another split or another number of frames.
     """
-    for key in ("split", "frames"):
-        if other.get(key) != metrics[key]:
-            raise DataError(f"{key} {other.get(key)} there, {metrics[key]} here", path=path, remedy="evaluate it again")
+    for key, here in (("split", split), ("frames", frames)):
+        if other.get(key) != here:
+            raise DataError(f"{key} {other.get(key)} there, {here} here", path=path, remedy="evaluate it again")
+
+
+def compared(metrics: dict[str, Any], other: dict[str, Any], path: str) -> dict[str, Any]:
+    """How much lower the error is than another checkpoint's."""
     before, now = other["mean_all_views_mm"], metrics["mean_all_views_mm"]
     return {"file": path, "mode": other.get("mode"), "mean_all_views_mm": before, "lower_by": 1 - now / before}
 
@@ -409,7 +451,8 @@ def print_table(metrics: dict[str, Any]) -> None:
     print(f"\nNYU {metrics['split']}: {metrics['frames']} frames{part}; {metrics['protocol']}")
     kind = "with denoiser" if metrics["denoiser"] else "no denoiser"
     interval = metrics["mean_95_interval_mm"]
-    print(f"  camera {metrics['view']}, {kind:22} {metrics['mean_mm']:8.2f} mm (95 %: +-{interval:.2f})")
+    range_text = "" if interval is None else f" (95 %: +-{interval:.2f})"
+    print(f"  camera {metrics['view']}, {kind:22} {metrics['mean_mm']:8.2f} mm{range_text}")
     for name, entry in metrics["views"].items():
         print(f"  camera {name}, without denoiser       {entry['mean_mm']:8.2f} mm")
     print(f"  all views, without denoiser      {metrics['mean_all_views_mm']:8.2f} mm")

@@ -34,11 +34,17 @@ def residual(spheres_mm: Tensor, radii_mm: Tensor, depth_mm: Tensor) -> Tensor:
 
 
 def plausibility(spheres_mm: Tensor, lengths_mm: Tensor) -> Tensor:
-    """Collision and bone length of S candidates, summed over them, so that none depends on another."""
+    """(S,) collision and bone length of each of S candidates (S, 41, 3)."""
+    import torch
+
     from selfsup_fitting.losses import bone_length, collision
 
-    views = spheres_mm[:, None]
-    return collision(views, reduction="reference") + len(views) * bone_length(views, lengths_mm)
+    def of_one(centers_mm: Tensor) -> Tensor:
+        alone = centers_mm[None, None]
+        return collision(alone, reduction="reference") + bone_length(alone, lengths_mm)
+
+    each: Tensor = torch.vmap(of_one)(spheres_mm)
+    return each
 
 
 def start_poses(starts: int, seed: int, hand: Hand) -> Tensor:
@@ -88,9 +94,9 @@ def fit_pose(
         spheres = pose_to_spheres(values * unit, hand)
         if target_mm is not None:
             each = (spheres - target_mm).square().mean((1, 2))
-            return each, each.sum()
+            return each, each
         each = residual(spheres, radii, depth_mm)
-        return each, each.sum() + plausibility(spheres, lengths)
+        return each, each + plausibility(spheres, lengths)
 
     values, each, trace = _descend((start / unit).clone(), loss, steps, lr)
     return values * unit, each, trace
@@ -108,33 +114,49 @@ def fit_spheres(
     def loss(values: Tensor) -> tuple[Tensor, Tensor]:
         spheres = values * MILLIMETRES
         each = residual(spheres, radii, depth_mm)
-        return each, each.sum() + plausibility(spheres, lengths)
+        return each, each + plausibility(spheres, lengths)
 
     values, each, trace = _descend((start_mm / MILLIMETRES).clone(), loss, steps, lr)
     return values * MILLIMETRES, each, trace
 
 
 def _descend(values: Tensor, loss: Any, steps: int, lr: float) -> tuple[Tensor, Tensor, list[float]]:
+    """Where each candidate cost least on its way, what was left there, and the best one's trace, which ends there.
+
+    ``loss`` gives (S,) what is reported and (S,) what is descended. A learning rate that is too large thus never ends
+    with more than there was at the start.
+    """
     import torch
 
     from shared.training import schedule_factor
 
     values.requires_grad_()
     optimizer = torch.optim.Adam([values], lr=lr)
-    history = []
+    history: list[Tensor] = []
+    kept, lowest = values.detach().clone(), torch.full((len(values),), torch.inf, dtype=values.dtype)
+    left = lowest.clone()
+
+    def keep(each: Tensor, cost: Tensor) -> None:
+        nonlocal kept, lowest, left
+        history.append(each.detach())
+        better = cost.detach() < lowest  # never where it is not a number
+        shape = (-1, *(1,) * (values.ndim - 1))
+        kept = torch.where(better.view(shape), values.detach(), kept)
+        lowest, left = torch.where(better, cost.detach(), lowest), torch.where(better, each.detach(), left)
+
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * schedule_factor("cosine", step, total_steps=steps)
         optimizer.zero_grad()
-        each, total = loss(values)
-        history.append(each.detach())
-        total.backward()
+        each, cost = loss(values)
+        keep(each, cost)
+        cost.sum().backward()
         optimizer.step()
     with torch.no_grad():
-        each, _ = loss(values)
-    history.append(each)
-    best = int(each.argmin())
+        keep(*loss(values))
+    history[-1] = left
+    best = int(left.argmin())
     picked = torch.linspace(0, steps, min(TRACE, steps + 1)).round().long()
-    return values.detach(), each, torch.stack(history)[picked, best].tolist()
+    return kept, left, torch.stack(history)[picked, best].tolist()
 
 
 def main() -> None:
@@ -149,10 +171,11 @@ def main() -> None:
 
 
 def fit(options: FitConfig) -> dict[str, Any]:
-    """Fits one frame and writes ``<name>.json``, ``<name>.png`` and ``<name>_fit.json``; returns the last.
+    """Fits one frame; writes ``<name>.json``, ``.png``, ``_crop.npz`` and ``<name>_fit.json``; returns the last.
 
     Raises:
-        DataError: no picture or several, options out of range, and what reading refuses.
+        DataError: no picture or several, options out of range, results that would overwrite what is read, and what
+            reading refuses.
     """
     if len(options.image) != 1:
         raise DataError(f"expected one depth picture, got {len(options.image)}")
@@ -162,9 +185,13 @@ def fit(options: FitConfig) -> dict[str, Any]:
 
     from selfsup_fitting.data import normalised
     from selfsup_fitting.hand import load_hand
-    from selfsup_fitting.predict import camera_of, load_crop, write_hand
+    from selfsup_fitting.predict import ENDINGS, camera_of, load_crop, write_hand
+    from shared.inputs import refuse_overwriting
     from shared.safe_io import atomic_write_text
 
+    out, name = Path(options.out), Path(options.image[0]).stem
+    endings = (*ENDINGS, "_fit.json")
+    refuse_overwriting(out, [(Path(options.image[0]), name)], endings, [options.init, options.hand])
     crop_mm, center = load_crop(options.image[0], options.center, options.intrinsics)
     hand, depth = load_hand(options.hand), torch.from_numpy(crop_mm)
     poses = start_poses(options.starts, options.seed, hand)
@@ -190,7 +217,6 @@ def fit(options: FitConfig) -> dict[str, Any]:
         best = int(each.argmin())
         spheres = fitted[best]
     result |= {"loss": float(each[best]), "losses": trace, "starts": len(each)}
-    out, name = Path(options.out), Path(options.image[0]).stem
     camera = camera_of(options.intrinsics)
     write_hand(out, name, spheres.double().numpy(), center, camera, crop_mm, hand.sphere_radius_mm)
     atomic_write_text(out / f"{name}_fit.json", json.dumps(result, indent=1) + "\n")

@@ -9,12 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selfsup_fitting.spheres import BONE_PAIRS, BONES, MEAN_SCALE, NUM_SPHERES, PARENTS, SPHERE_BONES
+from selfsup_fitting.spheres import (
+    BONE_PAIRS,
+    BONES,
+    MEAN_SCALE,
+    NUM_SPHERES,
+    PARENTS,
+    REFERENCE_LENGTHS_MM,
+    SPHERE_BONES,
+)
 from shared.errors import DataError
 from shared.safe_io import MIB, atomic_path, load_npz
 
@@ -59,8 +67,10 @@ class Hand:
     def parents(self) -> tuple[int, ...]:
         return PARENTS
 
-    def bone_lengths_mm(self) -> Array:
-        """(35,) reference lengths of the bone-length loss: 0.9 x the rest distances of the pairs."""
+    def bone_lengths_mm(self, preset: Literal["hand", "nyu_reference"] = "hand") -> Array:
+        """(35,) reference lengths of the bone-length loss: 0.9 x the rest distances of the pairs, or the original's."""
+        if preset == "nyu_reference":
+            return np.array(REFERENCE_LENGTHS_MM)
         a, b = self.sphere_mm[np.array(BONE_PAIRS)].swapaxes(0, 1)
         return np.asarray(MEAN_SCALE * np.linalg.norm(a - b, axis=1))
 

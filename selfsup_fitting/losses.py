@@ -1,8 +1,9 @@
 """The loss terms of training by fitting, each by itself; weights and switches are the caller's.
 
 Spheres are (B, V, 41, 3) mm, each view in its own crop frame (OpenCV axes). Everything is a mean except where the
-original sums: :func:`collision` and the KL of :func:`vae_objective` grow with the batch, so the published weights
-belong to 25 frames; ``reduction="frame"`` divides by the frames and multiplies by 25, equal at that batch.
+original sums: :func:`collision`, the KL of :func:`vae_objective` and a summed :func:`consistency` grow with the batch,
+so the published weights belong to 25 frames; ``"frame"`` divides by the frames and multiplies by 25, equal at that
+batch.
 Source: the released code's criterion (README, ledger Q2, Q3).
 """
 
@@ -26,6 +27,11 @@ FIT_DATA = 500.0  # weight of data -> model against model -> data
 _COLLIDING = tuple(
     (a, b) for a in range(len(GROUPS)) for b in range(a + 1, len(GROUPS)) if GROUPS[a] != GROUPS[b]
 )  # 690 pairs
+
+
+def _sized(total: Tensor, frames: int, reduction: Reduction) -> Tensor:
+    """A sum over a batch of ``frames``, or what it would be with 25 of them."""
+    return total * (REFERENCE_FRAMES / max(1, frames)) if reduction == "frame" else total
 
 
 def heatmap_loss(pred: Tensor, target: Tensor) -> Tensor:
@@ -76,15 +82,20 @@ def projection(
     return views**2 * each.mean(), each.detach()
 
 
-def consistency(spheres_mm: Tensor, T_canon_view: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+def consistency(
+    spheres_mm: Tensor,
+    T_canon_view: Tensor,
+    reduction: Literal["mean", "sum"] = "mean",
+    sums: Reduction = "reference",
+) -> Tensor:
     """``mv_consistency``: squared distance to the median over the views, coordinate by coordinate, in the first view.
 
     The median is not detached: the view that supplies it is moved as well. The release takes the mean over all numbers,
-    the author's logged run the sum (README, Q2).
+    the author's logged run the sum (README, Q2); ``sums="frame"`` gives the sum the size that it has with 25 frames.
     """
     points = transform(T_canon_view, spheres_mm)
     squares = (points - points.median(1, keepdim=True).values).square()
-    return squares.mean() if reduction == "mean" else squares.sum()
+    return squares.mean() if reduction == "mean" else _sized(squares.sum(), len(spheres_mm), sums)
 
 
 def weighted_consistency(
@@ -118,7 +129,7 @@ def collision(spheres_mm: Tensor, *, views: Views = "all", reduction: Reduction 
     pairs = torch.tensor(_COLLIDING, device=spheres_mm.device)
     squares = (chosen[..., pairs[:, 0], :] - chosen[..., pairs[:, 1], :]).square().sum(-1)
     total = (COLLISION_MM**2 - squares).relu().sum() / chosen.shape[1]
-    return total * (REFERENCE_FRAMES / max(1, len(spheres_mm))) if reduction == "frame" else total
+    return _sized(total, len(spheres_mm), reduction)
 
 
 def bone_length(spheres_mm: Tensor, lengths_mm: Tensor, *, views: Views = "all") -> Tensor:

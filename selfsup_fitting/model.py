@@ -201,11 +201,14 @@ def recover_spheres(heatmaps: Tensor, depths: Tensor) -> Tensor:
 def heatmap_variance(heatmaps: Tensor) -> Tensor:
     """(..., J) how little a heat map (..., J, 16, 16) says where its sphere is; in squares of the map's side.
 
-    The positive part's mean squared distance from the mean cell under softmax(25 H): about 2 / 256 for a clean peak.
-    The original chooses by it the view that it believes (:func:`selfsup_fitting.multiview.fuse_views`).
+    The positive part's mean squared distance from the mean cell under softmax(25 H): about 2 / 256 for a clean peak,
+    infinite where nothing is positive. The original chooses by it the view that it believes
+    (:func:`selfsup_fitting.multiview.fuse_views`), and there an empty map has variance 0: it is believed most.
     """
     u, v = mean_cell(peak_share(heatmaps, VARIANCE_SHARPNESS))
     cells = torch.arange(CELLS, dtype=heatmaps.dtype, device=heatmaps.device)
     across, down = (cells - u[..., None]).square(), (cells - v[..., None]).square()
     share = positive_share(heatmaps)
-    return ((share.sum(-2) * across).sum(-1) + (share.sum(-1) * down).sum(-1)) / CELLS**2
+    total = share.sum((-2, -1))  # 1, or less where the whole positive part is as small as what guards the division
+    variance = ((share.sum(-2) * across).sum(-1) + (share.sum(-1) * down).sum(-1)) / (total * CELLS**2)
+    return torch.where(total > 0.5, variance, torch.inf)

@@ -78,6 +78,8 @@ def calibrate(
 ) -> tuple[Array, Array]:
     """Camera poses from labels, once per sequence (default) or for every frame by itself as the original does.
 
+    Frames without labels (all 0 in some view) count for nothing; with ``frame`` their poses are the identity.
+
     Args:
         joints_mm: (V, n, P, 3), each view in its own camera's frame.
         parts: the sequences, slices of the frames.
@@ -89,7 +91,7 @@ def calibrate(
     Raises:
         DataError: fewer than two views.
     """
-    from shared.datasets.nyu import rigid_fit  # here: the losses import this module and need no reader
+    from shared.datasets.nyu import labelled, rigid_fit  # here: the losses import this module and need no reader
 
     xyz = np.asarray(joints_mm, np.float64)
     if xyz.ndim != 4 or len(xyz) < 2:
@@ -99,15 +101,22 @@ def calibrate(
         )
     T = np.tile(np.eye(4), (xyz.shape[1], len(xyz), 1, 1))
     rms = np.zeros((len(parts), len(xyz)))
+    there = np.asarray(labelled(xyz).all(0))
     for i, part in enumerate(parts):
+        known = np.arange(xyz.shape[1])[part][there[part]]
+        if not len(known):
+            continue
+        first = xyz[0, known]
         for view in range(1, len(xyz)):
+            points = xyz[view, known]
             if how == "frame":
-                fitted = rigid_fit(xyz[view, part], xyz[0, part])
+                fitted = rigid_fit(points, first)
+                T[known, view] = fitted
             else:
-                fitted = rigid_fit(xyz[view, part].reshape(-1, 3), xyz[0, part].reshape(-1, 3))
-            T[part, view] = fitted
-            moved = xyz[view, part] @ np.swapaxes(fitted[..., :3, :3], -1, -2) + fitted[..., None, :3, 3]
-            rms[i, view] = np.sqrt(((moved - xyz[0, part]) ** 2).sum(-1).mean())
+                fitted = rigid_fit(points.reshape(-1, 3), first.reshape(-1, 3))
+                T[part, view] = fitted
+            moved = points @ np.swapaxes(fitted[..., :3, :3], -1, -2) + fitted[..., None, :3, 3]
+            rms[i, view] = np.sqrt(((moved - first) ** 2).sum(-1).mean())
     return T, rms
 
 

@@ -1,12 +1,16 @@
 """Spheres and joints of a hand in a depth picture: ``python -m selfsup_fitting.predict depth.png --checkpoint CKPT``.
 
-For every picture writes ``<name>.json`` (41 spheres and 14 joints in the camera's frame, mm, and the joints' pixels)
-and ``<name>.png``: captured depth, drawn spheres, difference.
+For every picture writes ``<name>.json`` (41 spheres and 14 joints in the camera's frame, mm, and the joints' pixels),
+``<name>.png`` (captured depth, drawn spheres, difference) and ``<name>_crop.npz``, the crop that the network saw: the
+viewer shows it, and it can be predicted again. A folder stands for the pictures in it. A picture that cannot be used is
+reported and left out; the exit status is 2 then.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+SUFFIXES = (".png", ".npy", ".npz")
+ENDINGS = (".json", ".png", "_crop.npz")  # of what is written
 MOST_MM = 65535.0  # of a 16-bit picture
 HAND_MM = 150.0  # how far behind its nearest point a hand may reach, where no centre is given
 
@@ -52,8 +58,45 @@ def camera_of(text: str) -> Array:
     return camera.intrinsics(fx, fy, cx, cy)
 
 
+def list_pictures(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
+    """(file, name of its results) of all pictures; folders unfolded in natural order, without what lies under ``out``.
+
+    Raises:
+        DataError: a folder without pictures, names that would overwrite one another.
+    """
+    from shared.inputs import outside, unfold
+
+    found: list[tuple[Path, str]] = []
+    for path in map(Path, inputs):
+        inside = unfold(path, SUFFIXES, outside(out)) if path.is_dir() else [(path, path.stem)]
+        if not inside:
+            raise DataError(
+                f"the folder holds no {', '.join(SUFFIXES)} file",
+                path=path,
+                remedy="give another folder, or another --out (what lies under it is passed over)",
+            )
+        found += inside
+    if len({name for _, name in found}) != len(found):
+        raise DataError("two pictures have the same name, their results would overwrite each other")
+    return found
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """``depth_mm``, and what else there is, of an ``.npz``; of a ``.npy`` or a lone array, that one as ``depth_mm``.
+
+    Raises:
+        MissingFileError, DataError: no such file, damaged, or several arrays none of which is ``depth_mm``.
+    """
+    from shared.safe_io import load_npy, load_npz
+
+    arrays: dict[str, Any] = {"depth_mm": load_npy(path)} if path.suffix.lower() == ".npy" else load_npz(path)
+    if "depth_mm" not in arrays and len(arrays) != 1:
+        raise DataError(f"expected an array depth_mm, found {', '.join(arrays) or 'none'}", path=path)
+    return arrays if "depth_mm" in arrays else {"depth_mm": next(iter(arrays.values()))}
+
+
 def read_picture(path: str | Path) -> NDArray[np.float32]:
-    """(H, W) depth in mm of a 16-bit PNG, of NYU's 8-bit PNG, or of a ``.npy``.
+    """(H, W) depth in mm of a 16-bit PNG, of NYU's 8-bit PNG, or of a ``.npy`` or ``.npz``.
 
     Raises:
         MissingFileError, DataError: no such file; damaged; not a depth picture; depth that is not finite.
@@ -61,13 +104,20 @@ def read_picture(path: str | Path) -> NDArray[np.float32]:
     import numpy as np
 
     from shared.datasets.images import read_png16, read_rgb
-    from shared.safe_io import load_npy
 
     path = Path(path)
+    if path.is_dir():
+        raise DataError("is a folder", path=path, remedy="name one depth picture in it")
     if not path.is_file():
         raise MissingFileError("no such picture", path=path, remedy="name a depth picture (.png or .npy)")
-    if path.suffix == ".npy":
-        depth = load_npy(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(
+            f"the suffix {path.suffix!r} is none of {', '.join(SUFFIXES)}",
+            path=path,
+            remedy="convert the picture to a 16-bit PNG in mm",
+        )
+    if path.suffix.lower() != ".png":
+        depth = read_arrays(path)["depth_mm"]
         if depth.ndim != 2 or depth.dtype.kind not in "iuf":
             raise DataError(f"expected depth (H, W) in mm, found {depth.dtype} {depth.shape}", path=path)
         depth = depth.astype(np.float32)
@@ -112,18 +162,31 @@ def find_center(depth_mm: NDArray[np.float32], K: Array, path: str | Path) -> Ar
 
 
 def load_crop(path: str | Path, center: str, intrinsics: str) -> tuple[NDArray[np.float32], Array]:
-    """The 64 x 64 crop of a picture in mm and its centre; a 64 x 64 ``.npy`` is a crop already (centre 0 if none).
+    """The 64 x 64 crop of a picture in mm and its centre; a 64 x 64 array is a crop already.
+
+    Its centre is the one given, else the file's ``center_mm``, else 0.
 
     Raises:
-        DataError: what the readers refuse; a centre with nothing around it, or one behind the camera.
+        DataError: what the readers refuse; a centre with nothing around it, or one behind the camera; depth that is not
+            in mm by the look of it.
     """
     import numpy as np
 
     from selfsup_fitting.prepare import crop
 
+    path = Path(path)
     picture, K = read_picture(path), camera_of(intrinsics)
-    if picture.shape == (64, 64) and Path(path).suffix == ".npy":
-        middle = np.array(numbers(center, 3, "--center") if center else [0.0, 0.0, 0.0])
+    if picture.shape == (64, 64) and path.suffix.lower() != ".png":
+        stored = np.asarray(read_arrays(path).get("center_mm", np.zeros(3)))
+        if stored.shape != (3,) or stored.dtype.kind not in "iuf" or not np.isfinite(stored).all():
+            raise DataError(f"center_mm: expected three numbers, found {stored.dtype} {stored.shape}", path=path)
+        middle = np.array(numbers(center, 3, "--center")) if center else stored.astype(np.float64)
+        if np.abs(picture).max() <= 2:
+            raise DataError(
+                f"holds numbers from {picture.min():g} to {picture.max():g}, as a normalised crop does",
+                path=path,
+                remedy="multiply them by 100: a 64 x 64 array holds mm relative to the crop's centre",
+            )
         if (picture >= 100).all():
             raise DataError(
                 "nothing in this crop is nearer than the background (100)",
@@ -131,12 +194,19 @@ def load_crop(path: str | Path, center: str, intrinsics: str) -> tuple[NDArray[n
                 remedy="a 64 x 64 .npy holds mm relative to the crop's centre",
             )
         return np.minimum(picture, np.float32(100)), middle
+    if 0 < picture.max() <= HAND_MM:
+        raise DataError(
+            f"nothing is farther than {picture.max():.3g}: is this depth in mm?",
+            path=path,
+            remedy="multiply metres by 1000",
+        )
     middle = np.array(numbers(center, 3, "--center")) if center else find_center(picture, K, path)
     if middle[2] <= HAND_MM:
+        given = "--center: " if center else ""
         raise DataError(
-            f"--center: the crop reaches 150 mm before and behind its centre, which is {middle[2]:.0f} mm away",
+            f"{given}the crop reaches 150 mm before and behind its centre, which is {middle[2]:.0f} mm away",
             path=path,
-            remedy="give x,y,z in the camera's frame, mm",
+            remedy=f"give {'' if center else '--center '}x,y,z in the camera's frame, mm",
         )
     cut = crop(picture, middle, K)
     if (cut >= 100).all():
@@ -149,7 +219,8 @@ def load_crop(path: str | Path, center: str, intrinsics: str) -> tuple[NDArray[n
 
 
 def write_hand(out: Path, name: str, spheres_mm: Array, center_mm: Array, K: Array, crop_mm: Any, radii: Any) -> Path:
-    """``<name>.json`` and ``<name>.png`` of (41, 3) spheres around a centre; returns the first."""
+    """``<name>.json``, ``<name>.png`` and ``<name>_crop.npz`` of (41, 3) spheres around a centre; returns the first."""
+    import numpy as np
     import torch
 
     from selfsup_fitting.pictures import fit_row
@@ -157,7 +228,7 @@ def write_hand(out: Path, name: str, spheres_mm: Array, center_mm: Array, K: Arr
     from selfsup_fitting.spheres import EVAL_NYU, EVAL_SPHERES
     from shared import camera
     from shared.draw import save
-    from shared.safe_io import atomic_write_text
+    from shared.safe_io import atomic_path, atomic_write_text
 
     placed = spheres_mm + center_mm
     joints = placed[list(EVAL_SPHERES)]
@@ -172,6 +243,8 @@ def write_hand(out: Path, name: str, spheres_mm: Array, center_mm: Array, K: Arr
     atomic_write_text(out / f"{name}.json", json.dumps(content, indent=1) + "\n")
     drawn = sphere_depth(torch.from_numpy(spheres_mm).float(), torch.tensor(radii).float()).numpy()
     save(out / f"{name}.png", fit_row(crop_mm, drawn, 4))
+    with atomic_path(out / f"{name}_crop.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, depth_mm=crop_mm, center_mm=center_mm, allow_pickle=False)
     return out / f"{name}.json"
 
 
@@ -181,7 +254,7 @@ def main() -> None:
         prog="python -m selfsup_fitting.predict",
         description="Spheres and joints of a hand in depth pictures.",
         positional="images",
-        positional_help="depth pictures (.png, .npy)",
+        positional_help="depth pictures (.png, .npy) or folders of them",
     ).options
     predict(options)
 
@@ -190,7 +263,8 @@ def predict(options: PredictConfig) -> list[Path]:
     """All pictures; returns the JSON files.
 
     Raises:
-        DataError: no picture, no checkpoint, names that would overwrite one another, and what reading refuses.
+        DataError: no picture, no checkpoint, results that would overwrite one another or what is read; at the end,
+            after the others are done, pictures that cannot be used.
     """
     if not options.images:
         raise DataError(
@@ -198,9 +272,11 @@ def predict(options: PredictConfig) -> list[Path]:
         )
     if not options.checkpoint:
         raise DataError("--checkpoint is missing", remedy="train one: python -m selfsup_fitting.train")
-    stems = [Path(name).stem for name in options.images]
-    if len(set(stems)) != len(stems):
-        raise DataError("two pictures have the same name, their results would overwrite each other")
+    from shared.inputs import refuse_overwriting
+
+    K, out, files = camera_of(options.intrinsics), Path(options.out), []
+    pictures = list_pictures(options.images, out)
+    refuse_overwriting(out, pictures, ENDINGS, [options.checkpoint, options.denoiser, options.hand])
     import torch
 
     from selfsup_fitting.convert import load_estimator
@@ -208,13 +284,19 @@ def predict(options: PredictConfig) -> list[Path]:
     from selfsup_fitting.hand import load_hand
     from selfsup_fitting.priors import load_prior
 
-    K, out, files = camera_of(options.intrinsics), Path(options.out), []
     device = choose_device(options.device)
     network = load_estimator(options.checkpoint).build().to(device)
     denoiser = load_prior(options.denoiser, "denoiser") if options.denoiser else None
     radii = load_hand(options.hand).sphere_radius_mm
-    for name, path in zip(stems, options.images, strict=True):
-        crop_mm, center = load_crop(path, options.center, options.intrinsics)
+    refused: list[DataError] = []
+    for path, name in pictures:
+        try:
+            crop_mm, center = load_crop(path, options.center, options.intrinsics)
+        except DataError as error:
+            refused.append(error)
+            if len(pictures) > 1:
+                print(f"skipped: {error}", file=sys.stderr)
+            continue
         image = normalised(torch.from_numpy(crop_mm).to(device))[None]
         with torch.inference_mode():
             with torch.autocast(image.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
@@ -223,6 +305,9 @@ def predict(options: PredictConfig) -> list[Path]:
                 spheres = denoiser(spheres)
         files.append(write_hand(out, name, spheres[0].double().numpy(), center, K, crop_mm, radii))
         print(f"{path}: centre {center.round(1).tolist()} mm, {files[-1]} and .png")
+    if refused:
+        several = DataError(f"{len(refused)} of {len(pictures)} pictures could not be used", remedy="see above")
+        raise refused[0] if len(pictures) == 1 else several
     return files
 
 

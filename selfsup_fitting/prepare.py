@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PALM = 32  # PALM_3, the annotation that crops are centred on
+OF_PICTURES = ("views", "shard_size", "jobs", "zbuffer", "intrinsics", "calibration", "missing", "limit")
 REFERENCE_INTRINSICS = (588.235, 587.084, 320.0, 240.0)
 OUTSIDE = "frames whose centre is outside the image"
 MISSING = "frames with a missing picture"
+UNLABELLED = "frames without labels"
 EMPTY = "frames of which a picture is empty"
 
 
@@ -112,7 +114,7 @@ def _write(job: _Job) -> tuple[int, int, dict[str, list[str]]]:
     from selfsup_fitting.multiview import crop_poses
     from selfsup_fitting.predict import find_center
     from selfsup_fitting.shards import record_type, shard_path, write_shard
-    from shared.datasets.nyu import SIZE, read_depth
+    from shared.datasets.nyu import SIZE, labelled, read_depth
     from shared.safe_io import atomic_write_text
 
     skipped: dict[str, list[str]] = {}
@@ -121,6 +123,9 @@ def _write(job: _Job) -> tuple[int, int, dict[str, list[str]]]:
     for i, number in enumerate(job.numbers):
         centers = None if job.centers_mm is None else job.centers_mm[i]
         name = f"{job.source.name}/{number:07d}"
+        if not labelled(job.joints_mm[i]).all():
+            skipped.setdefault(UNLABELLED, []).append(name)
+            continue
         if centers is not None and not _inside(centers, job.K, SIZE):
             skipped.setdefault(OUTSIDE, []).append(name)
             continue
@@ -322,6 +327,8 @@ def prepare_split(options: PrepareConfig, split: str) -> None:
             path=source,
             remedy="is this the official joint_data.mat, and are the pictures there?",
         )
+    if count < xyz.shape[1]:
+        plan["limit"] = count  # what is left out cannot be seen in the shards
     manifest = Manifest(split, views, tuple(kept for _, kept, _ in results), plan, skipped, rms.tolist())
     write_manifest(target, manifest)
     print(f"{manifest.summary()}; calibration per {options.calibration}, {rms.max():.2f} mm rms left")
@@ -354,7 +361,8 @@ def _check_plan(target: Path, plan: dict[str, Any]) -> None:
     if path.is_file():
         old = _read_json(path)
         if old != plan:
-            other = ", ".join(f"{name} {old.get(name)!r}" for name in plan if old.get(name) != plan[name])
+            names = [name for name in {**old, **plan} if old.get(name) != plan.get(name)]
+            other = ", ".join(f"{name} {old.get(name)!r}" for name in names)
             raise DataError(f"holds shards made with {other}", path=target, remedy="choose another --out, or delete it")
         return
     atomic_write_text(path, json.dumps(plan, indent=1) + "\n")
@@ -477,6 +485,13 @@ def prepare(options: PrepareConfig) -> None:
         raise DataError("expected one of --data (NYU itself) and --original (npy-64 files)")
     if options.original and options.centers != "palm":
         raise DataError("--centers needs the pictures: --original holds crops around the palm", remedy="give --data")
+    if options.original:
+        for name, default in vars(PrepareConfig()).items():
+            if name in OF_PICTURES and getattr(options, name) != default:
+                raise DataError(
+                    f"--{name} says how pictures are cut: --original holds crops, all of which are taken as they are",
+                    remedy="leave it out, or give --data",
+                )
     if not options.out:
         raise DataError("--out is missing", remedy="name a folder for the shards")
     if not set(options.splits) <= {"train", "test"} or not options.splits:

@@ -20,20 +20,20 @@ class PriorConfig:
         kind: vae or denoiser
         hand: standin, a hand .npz, or the original's preprocessed_hand.pkl
         run: folder of the result; empty means runs/selfsup/<kind>
-        epochs: passes; every sample is drawn anew
-        samples: poses an epoch
+        epochs: passes; every sample is drawn anew [epochs]
+        samples: poses an epoch [poses]
         batch_size: poses a step; the KL is summed over them, so it weighs with the batch [poses]
         lr: learning rate of Adam
         schedule: cosine to zero, or constant
         center: mean (hands lie as the sampler puts them, as in the original) or palm (sphere 2 lies at the crop's
             centre, as in captured crops, which the prior term looks at)
-        scale_range: half width of the random axis scale around 0.9
+        scale_range: half width of the random axis scale around 0.9 [no unit]
         input_noise: denoiser only: standard deviation of what is added to its input [mm]
         latent_noise: VAE only: times the noise that the prior term adds to the latent; 0 decodes mu
         kl_weight: VAE only: of the KL term
-        eval_samples: poses that the quality report is made on
+        eval_samples: poses that the quality report is made on [poses]
         seed: of weights and poses
-        threads: CPU threads; 0 leaves torch's choice
+        threads: CPU threads; 0 leaves torch's choice [threads]
     """
 
     kind: list[str] = field(default_factory=list)

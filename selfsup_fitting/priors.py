@@ -8,7 +8,7 @@ denoiser's two index lists, which are constants.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from selfsup_fitting.spheres import NUM_SPHERES, PALM
 from shared.errors import DataError
 
 Kind = Literal["vae", "denoiser"]
+Center = Literal["mean", "palm"]
 FORMAT, VERSION = "handpose/selfsup_fitting/prior", 1
 SCALE = 0.01  # network units per mm
 LATENT = 32
@@ -34,10 +35,18 @@ def _trunk(inputs: int) -> list[nn.Module]:
 
 
 class PoseVAE(nn.Module):
-    """Auto-encoder of 41 sphere centres (as 123 numbers, spheres in order, x y z each), not root-relative."""
+    """Auto-encoder of 41 sphere centres (as 123 numbers, spheres in order, x y z each), not root-relative.
+
+    Attributes:
+        center: what was in the middle of the hands it was trained on: ``mean`` (the mean vertex), ``palm`` (sphere 2),
+            or None where that is not known.
+    """
+
+    center: Center | None
 
     def __init__(self) -> None:
         super().__init__()
+        self.center = None
         self.base = nn.Sequential(*_trunk(3 * NUM_SPHERES))
         self.mu, self.logvar = nn.Linear(_WIDTH, LATENT), nn.Linear(_WIDTH, LATENT)
         self.decoder = nn.Sequential(*_trunk(LATENT), nn.Linear(_WIDTH, 3 * NUM_SPHERES))
@@ -76,7 +85,10 @@ class PoseDenoiser(nn.Module):
 
 
 def save_prior(path: str | Path, network: PoseVAE | PoseDenoiser, **extra: Any) -> None:
-    """Writes a file that :func:`load_prior` reads; ``extra`` are plain values stored beside the weights."""
+    """Writes a file that :func:`load_prior` reads; ``extra`` are plain values stored beside the weights.
+
+    ``center`` among them becomes the VAE's.
+    """
     from shared.checkpoints import to_cpu
     from shared.training import save_checkpoint
 
@@ -105,12 +117,19 @@ def load_prior(path: str | Path, kind: Kind) -> PoseVAE | PoseDenoiser:
 
         network = load_reference(path, kind)
         assert isinstance(network, PoseVAE | PoseDenoiser)
+        if isinstance(network, PoseVAE):
+            network.center = "mean"
         return network.requires_grad_(False)
     remedy = f"train one with python -m selfsup_fitting.train_prior {kind}"
     content = check_own(content, path, FORMAT, VERSION, remedy=remedy)
     if content.get("kind") != kind:
         raise DataError(f"holds the {content.get('kind')}, expected the {kind}", path=path, remedy=remedy)
     network = PoseVAE() if kind == "vae" else PoseDenoiser()
+    center = content.get("center")  # files of before it was stored have none
+    if center not in (None, *get_args(Center)):
+        raise DataError(f"names a centre {center!r}, expected mean or palm", path=path, remedy=remedy)
+    if isinstance(network, PoseVAE):
+        network.center = center
     state = content.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError("has no weights under 'state_dict'", path=path, remedy=remedy)

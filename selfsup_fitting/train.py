@@ -7,15 +7,16 @@ continues a killed run to the same bytes.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfsup_fitting.config import OptimOptions, TrainConfig
 from shared.errors import DataError, exit_on_error
-from shared.options import parse
+from shared.options import check_ranges, parse
 
 if TYPE_CHECKING:
     import torch
@@ -24,17 +25,19 @@ if TYPE_CHECKING:
     from selfsup_fitting.hand import Hand
     from selfsup_fitting.priors import PoseVAE
 
-MANY = 10**9
-RANGES: dict[str, tuple[int, int]] = {
-    "data.train_limit": (0, MANY),
-    "data.val_limit": (-1, MANY),
-    "data.val_images": (1, MANY),
-    "synth.images": (1, MANY),
-    "synth.epoch_images": (1, MANY),
-    "synth.jitter": (0, MANY),
+RANGES: dict[str, tuple[float, float]] = {
+    "data.train_limit": (0, math.inf),
+    "data.val_limit": (-1, math.inf),
+    "data.val_images": (1, math.inf),
+    "synth.images": (1, math.inf),
+    "synth.epoch_images": (1, math.inf),
+    "synth.jitter": (0, math.inf),
     "augment.resize_share": (0, 1),
-    "loss.multiview_steps": (0, MANY),
-    "diverge_factor": (0, MANY),
+    "optim.lr": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "optim.warmup_steps": (0, math.inf),
+    "loss.multiview_steps": (0, math.inf),
+    "diverge_factor": (0, math.inf),
 }
 REAL_TERMS = ("mv_projection", "mv_consistency", "prior", "collision", "bone_length", "temporal")
 
@@ -50,7 +53,7 @@ def lr_factor(options: OptimOptions, step: int, per_epoch: int, epochs: int) -> 
         warmup_steps=options.warmup_steps,
     )
     if options.schedule == "step":
-        base *= 0.1 ** min(step // per_epoch // max(1, epochs // 3), 2)
+        base *= 0.1 ** (step // per_epoch // max(1, epochs // 3))
     return base
 
 
@@ -67,6 +70,20 @@ class Divergence:
     def __init__(self, factor: float, steps: int = 100) -> None:
         self.factor, self.steps = factor, steps
         self.mean, self.lowest, self.count = 0.0, float("inf"), 0
+
+    def recall(self, metrics: Path, step: int) -> None:
+        """Takes the lowest mean from the log of a run that is resumed at ``step``; its running mean begins anew.
+
+        The log (``metrics.csv``) has the loss of every few steps only, so ten lines at least make a mean.
+        """
+        if not metrics.is_file():
+            return
+        with metrics.open(newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == 4 and row[2] == "train/loss" and int(row[0]) <= step]
+        losses = [float(row[3]) for row in rows]
+        count = max(10, self.steps * len(losses) // max(1, step))
+        means = (sum(losses[end - count : end]) / count for end in range(count, len(losses) + 1))
+        self.lowest = min(means, default=self.lowest)
 
     def __call__(self, loss: float) -> None:
         """Raises DataError when the loss diverged."""
@@ -101,7 +118,7 @@ class Criterion:
 
         self.options, self.vae = options, vae
         self.radii = torch.tensor(hand.sphere_radius_mm, dtype=torch.float32)
-        self.lengths = torch.tensor(hand.bone_lengths_mm(), dtype=torch.float32)
+        self.lengths = torch.tensor(hand.bone_lengths_mm(options.loss.lengths), dtype=torch.float32)
         self.smoothness = [TemporalSmoothness() for _ in range(options.model.stacks)]
         self.epoch = -1
         self.watch = Divergence(options.diverge_factor)
@@ -179,7 +196,8 @@ class Criterion:
             log.update({f"projection_view{i + 1}": own[i] for i in range(views)})
         if options.mv_consistency:
             factor = weights.consistency if multiview else 0.0
-            terms["mv_consistency"] = factor * losses.consistency(spheres, T, weights.consistency_reduction)
+            value = losses.consistency(spheres, T, weights.consistency_reduction, weights.sums)
+            terms["mv_consistency"] = factor * value
         if options.prior and self.vae is not None:
             x = spheres.flatten(0, 1).flatten(1) * 0.01
             recon, mu, logvar = self.vae.to(x.device)(x, torch.randn(len(x), 32, device=x.device))
@@ -202,10 +220,7 @@ def check_options(options: TrainConfig) -> bool:
     """Whether captured frames are used; refuses options that contradict one another before anything is read."""
     if options.resume and options.init:
         raise DataError("--resume continues with the run's own weights", remedy="leave out --init")
-    for name, (low, high) in RANGES.items():
-        value = functools.reduce(getattr, name.split("."), options)
-        if not low <= value <= high:  # type: ignore[operator]
-            raise DataError(f"--{name} must be {f'{low} to {high}' if high < MANY else f'at least {low}'}, got {value}")
+    check_ranges(options, RANGES)
     if options.mode == "synthetic":
         if not options.synthesize:
             raise DataError("--mode synthetic with --no-synthesize leaves nothing to train on")
@@ -275,7 +290,7 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
         )
         about = f"{shards.manifest.summary()}, of which {len(train_set)} are used, without their labels"
     else:
-        train_set = SyntheticSet(options.synth.epoch_images * options.model.stacks, options.seed)
+        train_set = SyntheticSet(options.synth.epoch_images, options.seed, repeat_first=options.overfit_batch)
         about = f"{len(train_set)} synthetic images an epoch"
     if options.data.val_limit >= 0:
         if options.data.root:
@@ -329,6 +344,7 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
 
     def load(net: nn.Module, saved: Mapping[str, Any]) -> None:
         net.load_state_dict(saved["state_dict"])
+        criterion.watch.recall(run.root / "metrics.csv", int(saved["step"]))
 
     # ---- run
     run.start(config_yaml, seed=options.seed, resume=options.resume)
@@ -340,6 +356,11 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
         print(f"hand: {hand.name}")
         count = sum(p.numel() for p in network.parameters())
         print(f"network: {count:,} parameters; {options.init or 'random weights'}")
+        if vae is not None and vae.center == "mean":
+            print(
+                f"warning: {options.vae} knows hands around their mean vertex, as in the original, and captured crops "
+                "lie around the palm; train_prior vae --center palm makes one for these"
+            )
         print(f"kernels: {'native' if ops.KERNELS.native('cpu') else 'torch reference'} on the CPU")
         print(f"run folder: {run.root}", flush=True)
     task = Task(
@@ -355,7 +376,7 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
         scheduler=scheduler,
         payload=payload,
         load=load,
-        monitor="projection" if captured and val_set is not None else "error_mm",  # labels choose nothing
+        monitor="projection" if isinstance(val_set, CapturedSet) else "error_mm",  # labels choose nothing
     )
     return fit(task, options, run, resume=options.resume)
 

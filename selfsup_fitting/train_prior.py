@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     atomic_write_text(folder / "config.yaml", parsed.yaml)
     atomic_write_text(folder / "log.csv", "\n".join(lines) + "\n")
     atomic_write_text(folder / "metrics.json", json.dumps(report, indent=1) + "\n")
-    save_prior(folder / "prior.pt", network, hand=hand.name, quality=quality)
+    save_prior(folder / "prior.pt", network, hand=hand.name, quality=quality, center=config.center)
     print("  ".join(f"{key} {value:.3f}" for key, value in quality.items()) + f"  ({seconds:.0f} s)")
     print(f"written: {folder / 'prior.pt'}")
     return 0

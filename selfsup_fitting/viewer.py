@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _UNIT_MM = 100.0  # length of one unit of the scene: viser's cameras and clipping planes are made for a few units
 _ENLARGE = 4
-_AUTO_VAE = Path("runs/selfsup/vae/prior.pt")
+_AUTO_VAE = (Path("runs/selfsup/vae/prior.pt"), Path("runs/selfsup/standin/prior/vae/prior.pt"))
 _NO_VAE = "no pose VAE: `python -m selfsup_fitting.train_prior vae` trains one"
 
 
@@ -52,7 +52,9 @@ def load(config: ViewerConfig) -> tuple[HandScene, NDArray[np.float64], float]:
         raise DataError(f"--port must be in 1 to 65535, got {config.port}")
     if config.preset not in (*PRESETS, "random"):
         raise DataError(f"--preset must be one of {', '.join(PRESETS)}, random; got {config.preset!r}")
-    vae = config.vae if config.vae != "auto" else str(_AUTO_VAE) if _AUTO_VAE.is_file() else ""
+    vae = config.vae
+    if vae == "auto":
+        vae = str(next((path for path in _AUTO_VAE if path.is_file()), ""))
     scene = HandScene(
         load_hand(config.hand),
         load_prior(vae, "vae") if vae else None,
@@ -155,8 +157,8 @@ class Page:
         marks = tuple((round(v, digits), f"{v:.{digits}f}") for v in usual[index])
         hint = f"{name}: usually {usual[index][0]:.2f} to {usual[index][1]:.2f} {unit}"
         step = 10.0**-digits
-        value = min(max(float(value), low), high)
-        return gui.add_slider(name, low, high, step, value, marks=marks, hint=hint)
+        low, high = min(low, float(value)), max(high, float(value))  # a fitted pose may lie beyond
+        return gui.add_slider(name, low, high, step, float(value), marks=marks, hint=hint)
 
     @property
     def pose(self) -> NDArray[np.float64]:

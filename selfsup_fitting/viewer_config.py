@@ -11,9 +11,10 @@ class ViewerConfig:
 
     Args:
         hand: standin, a hand .npz, or the original's preprocessed_hand.pkl
-        vae: pose VAE for the prior term; auto takes runs/selfsup/vae/prior.pt where there is one, empty none
+        vae: pose VAE for the prior term; auto takes runs/selfsup/vae/prior.pt, or else
+            runs/selfsup/standin/prior/vae/prior.pt, where there is one; empty none
         crop: depth crop to compare with: 64 x 64 .npz or .npy in mm around its centre, or a .png of this viewer
-        pose: pose.json of an earlier export to begin with
+        pose: pose.json of an earlier export to begin with, or the _fit.json of a fit
         preset: pose to begin with otherwise: zero, fist, pinch, point, spread, or random
         seed: of random poses and noise
         export: folder; writes pose.json, the depth pictures and a figure there instead of opening a page

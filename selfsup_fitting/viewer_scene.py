@@ -25,7 +25,7 @@ from selfsup_fitting.priors import SCALE, PoseVAE
 from selfsup_fitting.render import IMAGE, mesh_depth, sphere_depth
 from selfsup_fitting.sampler import USUAL_RANGES
 from selfsup_fitting.spheres import GROUPS, MEAN_SCALE, POSE_NAMES
-from selfsup_fitting.synth import depth_noise
+from selfsup_fitting.synth import PALM, depth_noise
 from shared.errors import DataError, MissingFileError
 
 Float = NDArray[np.float32]
@@ -33,6 +33,7 @@ RGB = NDArray[np.uint8]
 Interpolation = Literal["linear", "harmonic"]
 
 FAR_MM = 100.0  # background of a crop, and the ends of the grey scale
+MOST = 1000.0  # of a number in a fitted pose, radians or mm
 SIZES = (0.7, 1.2)  # of the hand, a factor on all axes; training sees 0.8 to 1.0
 _STRAIGHT, _BENT, _BENT_THUMB = (0.0, -0.2, -0.4, -0.34), (0.0, 1.15, 1.35, 0.9), (-0.35, 0.55, 0.1, -0.8)
 _AT_EASE = (0.0,) * 6
@@ -152,7 +153,8 @@ class HandScene:
             "bone length": losses.bone_length(each, self.lengths),
         }
         if self.vae is not None:
-            x = SCALE * centers_mm.reshape(1, -1)
+            known = centers_mm - centers_mm[PALM] if self.vae.center == "palm" else centers_mm
+            x = SCALE * known.reshape(1, -1)
             recon, mu, logvar = self.vae(x)
             found["VAE"] = losses.vae_objective(recon, x, mu, logvar)
             found["VAE reconstruction, mm"] = (recon - x).view(-1, 3).norm(dim=1).mean() / SCALE
@@ -214,8 +216,8 @@ def read_crop(path: str | Path) -> Float:
     Raises:
         MissingFileError, DataError: no such file; another kind of file, size or content; nothing but background.
     """
+    from selfsup_fitting.predict import read_arrays
     from shared.datasets.images import read_png16, read_rgb
-    from shared.safe_io import load_npy, load_npz
 
     path = Path(path)
     size = (IMAGE, IMAGE)
@@ -228,10 +230,7 @@ def read_crop(path: str | Path) -> Float:
             values = read_rgb(path, expected_size=size, formats=("PNG",))[..., 0] / 255
         depth = np.asarray(2 * FAR_MM * values - FAR_MM)
     elif path.suffix in (".npy", ".npz"):
-        arrays = {"depth_mm": load_npy(path)} if path.suffix == ".npy" else load_npz(path)
-        if "depth_mm" not in arrays and len(arrays) != 1:
-            raise DataError(f"expected an array depth_mm, found {', '.join(arrays) or 'none'}", path=path)
-        depth = arrays["depth_mm"] if "depth_mm" in arrays else next(iter(arrays.values()))
+        depth = read_arrays(path)["depth_mm"]
     else:
         raise DataError("expected a depth crop as .npz, .npy or .png", path=path)
     if depth.shape != size or depth.dtype.kind not in "iuf":
@@ -279,7 +278,9 @@ def pose_json(scene: HandScene, view: View) -> str:
 
 
 def read_pose(path: str | Path) -> tuple[NDArray[np.float64], float]:
-    """(26,) and the size, of a file written by :func:`pose_json`.
+    """(26,) and the size, of a file written by :func:`pose_json`, or of the ``<name>_fit.json`` of a fit.
+
+    A fit knows no sliders: its 26 numbers may lie beyond them, and turns come back within half a turn.
 
     Raises:
         MissingFileError, DataError: no such file; not such a file, numbers missing, unknown or out of the sliders.
@@ -290,6 +291,9 @@ def read_pose(path: str | Path) -> tuple[NDArray[np.float64], float]:
     try:
         content: Any = json.loads(path.read_bytes())
         named = content["pose"]
+        fitted = isinstance(named, list)
+        if fitted:
+            named = dict(zip(POSE_NAMES, named, strict=True))
         if set(named) != set(POSE_NAMES):
             wrong = sorted(set(named) ^ set(POSE_NAMES))
             raise DataError(f"expected the 26 numbers of a pose by name; missing or unknown: {', '.join(wrong[:6])}")
@@ -298,10 +302,13 @@ def read_pose(path: str | Path) -> tuple[NDArray[np.float64], float]:
         raise DataError(str(error), path=path) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"this is no pose of the viewer ({error!r})"[:300], path=path) from error
-    spans = {"size": SIZES, **{name: slider_range(index) for index, name in enumerate(POSE_NAMES)}}
+    ranges = [(-MOST, MOST) if fitted else slider_range(index) for index in range(POSE_SIZE)]
+    spans = {"size": SIZES, **dict(zip(POSE_NAMES, ranges, strict=True))}
     for (name, (low, high)), value in zip(spans.items(), (size, *pose), strict=True):
         if not low <= value <= high:  # nor where it is not a number
             raise DataError(f"{name} is {value:g}, the viewer shows {low:g} to {high:g}", path=path)
+    if fitted:
+        pose[:3] = (pose[:3] + np.pi) % (2 * np.pi) - np.pi
     return pose, size
 
 

@@ -17,7 +17,7 @@ Depth is G * 256 + B of an 8-bit RGB PNG, mm (verified on one real test frame). 
 here and in ``Frame.depth_mm``, because it says that the space in front is empty; 0 is no measurement.
 ``joint_data.mat`` has ``joint_xyz`` and ``joint_uvd`` (3 cameras, frames, 36, 3), mm with **y up** and pixels; each
 camera in its own frame (no file at hand: reported alike by several readers, so the two variables are checked against
-each other on opening).
+each other on opening). A frame whose joints are all 0 has no labels: it is left out and counted.
 Intrinsics: the official MATLAB script's, taken for all three cameras (a hypothesis for cameras 2 and 3).
 
 The order of the six joints of a finger in ``nyu36`` is known only from the 14 that are scored. Test frames 1 to 2,440
@@ -94,7 +94,8 @@ def read_labels(path: str | Path) -> Labels:
     Raises:
         MissingFileError: there is no such file.
         DataError: not a MATLAB 5 file, a variable is missing or has another shape, a value is not finite, or
-            ``joint_uvd`` is not the projection of ``joint_xyz`` (median distance above 2 pixels in some camera).
+            ``joint_uvd`` is not the projection of ``joint_xyz`` (median distance above 2 pixels in some camera, over
+            the joints that have a depth).
     """
     path = Path(path)
     xyz, uvd = (read_array(path, name, max_bytes=_MAX_MAT_BYTES) for name in ("joint_xyz", "joint_uvd"))
@@ -119,7 +120,9 @@ def _check_projection(path: Path, xyz: NDArray[np.float64], uvd: NDArray[np.floa
     for view in range(3):
         points, pixels = xyz[view, ::step], uvd[view, ::step]
         uv = camera.project(points, K, check_depth=False)
-        distance = float(np.median(np.linalg.norm(uv - pixels[..., :2], axis=-1)))
+        each = np.linalg.norm(uv - pixels[..., :2], axis=-1)
+        each = each[~np.isnan(each)]  # frames without labels are 0 0 0
+        distance = float(np.median(each)) if each.size else np.nan
         if not distance <= _MAX_DISAGREEMENT_PX:
             raise DataError(
                 f"camera {view + 1}: joint_uvd and the projection of joint_xyz are {distance:.1f} pixels apart "
@@ -127,6 +130,11 @@ def _check_projection(path: Path, xyz: NDArray[np.float64], uvd: NDArray[np.floa
                 path=path,
                 remedy="is this the official file (y up, mm, one frame of reference per camera)?",
             )
+
+
+def labelled(xyz_mm: ArrayLike) -> NDArray[np.bool_]:
+    """Which skeletons (..., P, 3) are there: those whose joints are not all 0 0 0, shape (...)."""
+    return np.asarray(np.asarray(xyz_mm).any((-2, -1)))
 
 
 def rigid_fit(source: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
@@ -150,13 +158,14 @@ def rigid_fit(source: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
 
 
 def rig_poses(xyz_mm: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One calibration of the rig from labels (3, n, 36, 3): all joints of all frames at once.
+    """One calibration of the rig from labels (3, n, 36, 3): all joints of all labelled frames at once.
 
     Returns:
         T_cam1_cam: (3, 4, 4), maps points of each camera's frame to camera 1's; the first is the identity.
         rms_mm: (3,) root mean square distance left. Large values mean that the cameras moved: use :func:`frame_poses`.
     """
-    points = np.asarray(xyz_mm, np.float64).reshape(3, -1, 3)
+    xyz = np.asarray(xyz_mm, np.float64)
+    points = xyz[:, labelled(xyz).all(0)].reshape(3, -1, 3)
     T = rigid_fit(points, np.broadcast_to(points[:1], points.shape))
     T[0] = np.eye(4)
     moved = points @ np.swapaxes(T[:, :3, :3], 1, 2) + T[:, None, :3, 3]
@@ -283,7 +292,7 @@ def open(
     centers: str | Path | None = None,
     store: str | Path | None = None,
 ) -> NyuDataset:
-    """The frames of a split of which every camera in use has its picture; the others are skipped and counted.
+    """The frames of a split of which every camera in use has its picture and labels; others are skipped and counted.
 
     Args:
         root: the folder with ``train`` and ``test``, or the one above it. None when ``store`` is given, which has the
@@ -316,6 +325,8 @@ def open(
 
     first = [_file_name(cameras[0], n) for n in range(1, count + 1)]
     selection = Selection([f"{split}/{name}".removesuffix(".png") for name in first])
+    use = [cam - 1 for cam in cameras]
+    selection.drop("frames without labels", np.asarray(~labelled(labels.xyz_mm[use]).all(0)))
     if center is not None:
         selection.drop("frames without a centre", ~center[1])
     if opened is not None:
@@ -327,7 +338,6 @@ def open(
             reason = "" if len(cameras) == 1 else f" of camera {cam}"
             selection.drop_missing(folder, files, page=PAGE, reason=f"missing pictures{reason}")
     chosen = np.flatnonzero(selection.keep)
-    use = [cam - 1 for cam in cameras]
     poses, rms = rig_poses(labels.xyz_mm)
     return NyuDataset(
         folder=folder,

@@ -173,5 +173,18 @@ def test_smoothing(kernel: int) -> None:
     assert float(zero[:, 0].mean()) < float(seen[:, 0].mean())  # README, Q15: mid-depth around the image
 
 
-def test_far_depth_is_background() -> None:
-    assert normalised(torch.tensor([-50.0, 99.0, 100.0, 140.0])).tolist() == pytest.approx([-0.5, 0.99, 1.0, 1.0])
+def test_far_depth_reaches_the_network_if_the_crops_have_it() -> None:
+    assert normalised(torch.tensor([-50.0, 99.0, 100.0, 140.0])).tolist() == pytest.approx([-0.5, 0.99, 1.0, 1.4])
+
+
+def test_a_repeated_batch_is_the_same_in_every_epoch(shards: Path, collate: Collate) -> None:
+    captured = CapturedSet(Shards(shards / "train"), batch_size=2, repeat_first=True, synthetic_images=3)
+    for data in (SyntheticSet(6, seed=1, repeat_first=True), captured):
+        first, second = (
+            collate([data[key] for key in next(iter(EpochBatches(len(data), 2, seed=1, epoch=e, repeat_first=True)))])
+            for e in (0, 1)
+        )
+        assert torch.equal(first["synthetic"].depth, second["synthetic"].depth)
+        assert first["name"] == second["name"]
+        if "depth_mm" in first:
+            assert torch.equal(first["depth_mm"], second["depth_mm"])

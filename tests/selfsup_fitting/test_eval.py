@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,22 +14,33 @@ import pytest
 import torch
 from PIL import Image
 
-from selfsup_fitting.config import EvalConfig, PredictConfig
+from selfsup_fitting.config import EvalConfig, PredictConfig, PrepareConfig
 from selfsup_fitting.convert import checkpoint_of, load_estimator, save_checkpoint
 from selfsup_fitting.data import normalised
-from selfsup_fitting.eval import THRESHOLDS_MM, evaluate, from_uvd, joint_errors, main, protocol, scores, to_uvd
+from selfsup_fitting.eval import (
+    THRESHOLDS_MM,
+    evaluate,
+    from_uvd,
+    joint_errors,
+    main,
+    protocol,
+    scores,
+    to_uvd,
+    training_mean,
+)
 from selfsup_fitting.model import Estimator, heatmap_variance
 from selfsup_fitting.multiview import fuse_views
 from selfsup_fitting.predict import camera_of, find_center, load_crop, numbers, predict, read_picture
 from selfsup_fitting.predict import main as predict_main
+from selfsup_fitting.prepare import prepare
 from selfsup_fitting.priors import PoseDenoiser, save_prior
 from selfsup_fitting.shards import Shards
 from selfsup_fitting.spheres import EVAL_NYU, EVAL_SPHERES, PALM
 from shared.datasets.nyu import K, read_depth
-from shared.errors import DataError, MissingFileError
+from shared.errors import DataError, MissingFileError, exit_on_error
 from shared.predictions import read_predictions
 from tests.selfsup_fitting.test_model import FOLDER
-from tests.selfsup_fitting.trees import nyu_tree, prepared
+from tests.selfsup_fitting.trees import nyu_tree, prepared, write_original
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +81,7 @@ def test_frames_count_alike_and_the_interval_shrinks() -> None:
     few, many = scores(errors[:100]), scores(errors)
     assert many["mean_mm"] == pytest.approx(errors.mean())
     assert 0 < many["mean_95_interval_mm"] < few["mean_95_interval_mm"]
-    assert np.isnan(scores(errors[:1])["mean_95_interval_mm"])
+    assert scores(errors[:1])["mean_95_interval_mm"] is None
 
 
 def test_pixels_and_back(place: Path) -> None:
@@ -140,6 +153,73 @@ def test_a_part_is_called_a_part(place: Path, tmp_path: Path, capsys: pytest.Cap
     assert not metrics["complete"]
     assert "(a part of the split)" in capsys.readouterr().out
     assert "baseline_mean_pose" not in metrics
+
+
+def test_a_single_frame_has_no_interval(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(place, out=str(tmp_path), limit=1)
+    assert "95 %" not in capsys.readouterr().out
+    assert "NaN" not in (tmp_path / "metrics.json").read_text()
+
+
+def test_a_part_that_was_prepared_is_a_part(place: Path, tmp_path: Path) -> None:
+    prepared(place / "nyu", tmp_path / "some", limit=3)
+    metrics = run(place, data=str(tmp_path / "some"), out=str(tmp_path / "out"))
+    assert metrics["frames"] == 3
+    assert not metrics["complete"]
+
+
+def test_crops_of_the_original_are_scored_where_they_are(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = Shards(place / "shards/test")
+    write_original(tmp_path / "npy-64/test", shards, old_layout=False)
+    prepare(PrepareConfig(original=str(tmp_path), out=str(tmp_path / "new"), splits=["test"]))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/predictions_uvd.txt").write_text("of an earlier evaluation")
+    capsys.readouterr()
+    metrics = run(place, data=str(tmp_path / "new"), out=str(tmp_path / "out"))
+    printed = capsys.readouterr().out
+    assert "no baseline: " in printed  # there is no training split
+    assert "manifest.json" in printed
+    assert "baseline_mean_pose" not in metrics
+    assert "crops around the annotated palm joint scored without their place in the camera" in metrics["protocol"]
+    assert not (tmp_path / "out/predictions_uvd.txt").exists()
+    assert "u v d" not in printed
+    assert metrics["mean_mm"] == pytest.approx(run(place, out=str(tmp_path / "same"))["mean_mm"], abs=1e-3)
+    assert (tmp_path / "out/report.html").is_file()
+
+
+def test_no_mean_pose_of_other_cameras_or_centres(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    prepared(place / "nyu", folder, splits=["train"], views=[1, 2])
+    prepared(place / "nyu", folder, splits=["test"])
+    shards = Shards(folder / "test")
+    mean, why = training_mean(str(folder), shards)
+    assert mean is None
+    assert why.startswith("cameras (1, 2, 3) here, (1, 2) in the training split")
+    assert "baseline_mean_pose" not in run(place, data=str(folder), out=str(tmp_path / "out"))
+    prepared(place / "nyu", tmp_path / "near", splits=["train"], centers="nearest")
+    assert training_mean(str(tmp_path / "near"), shards)[1].startswith("centers palm here, nearest in")
+    assert training_mean(str(place / "shards"), shards)[1] == ""
+
+
+def test_nothing_is_predicted_that_cannot_be_finished(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predicted(*_: object) -> None:
+        raise AssertionError("predicted")
+
+    monkeypatch.setattr("selfsup_fitting.eval.predict_spheres", predicted)
+    (tmp_path / "other.json").write_text('{"split": "test", "frames": 9, "mean_all_views_mm": 10.0}')
+    with pytest.raises(DataError, match="frames 9 there, 4 here"):
+        run(place, compare=str(tmp_path / "other.json"))
+    with pytest.raises(OSError, match=r"other\.json"):
+        run(place, out=str(tmp_path / "other.json"))
+    folder = tmp_path / "damaged"
+    shutil.copytree(place / "shards", folder)
+    (folder / "train/manifest.json").write_text("{")
+    with pytest.raises(DataError, match="damaged manifest"):
+        run(place, data=str(folder), out=str(tmp_path / "out"))
 
 
 def test_summary_of_two_checkpoints(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,6 +368,31 @@ def test_pictures_that_cannot_be_used(place: Path, tmp_path: Path) -> None:
         np.save(tmp_path / "back.npy", np.full((64, 64), value, np.float32))
         with pytest.raises(DataError, match="nothing in this crop is nearer than the background"):
             load_crop(tmp_path / "back.npy", "", "588,587,320,240")
+    for spread in (1.0, 0.5):
+        np.save(tmp_path / "unit.npy", np.linspace(-spread, 1, 4096, dtype=np.float32).reshape(64, 64))
+        with pytest.raises(DataError, match=r"holds numbers from -\S+ to 1, as a normalised crop does -- multiply"):
+            load_crop(tmp_path / "unit.npy", "", "588,587,320,240")
+    for middle in (np.zeros(2), np.full(3, np.nan), np.array(["a", "b", "c"])):
+        np.savez(tmp_path / "crop.npz", depth_mm=np.full((64, 64), 5.0), center_mm=middle)
+        with pytest.raises(DataError, match=r"crop\.npz: center_mm: expected three numbers"):
+            load_crop(tmp_path / "crop.npz", "", "588,587,320,240")
+    np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
+    with pytest.raises(DataError, match=r"two\.npz: expected an array depth_mm, found a, b"):
+        read_picture(tmp_path / "two.npz")
+    metres = np.full((480, 640), 0.7, np.float32)
+    np.save(tmp_path / "metres.npy", metres)
+    for center in ("", "0,0,700"):
+        with pytest.raises(DataError, match=r"nothing is farther than 0\.7: is this depth in mm\? -- multiply metres"):
+            load_crop(tmp_path / "metres.npy", center, "588,587,320,240")
+    metres[0, 0] = 400
+    np.save(tmp_path / "near.npy", metres)
+    with pytest.raises(DataError, match=r"near\.npy: the crop reaches 150 mm .* which is 1 mm away -- give --center x"):
+        load_crop(tmp_path / "near.npy", "", "588,587,320,240")
+    (tmp_path / "depth.tif").write_bytes(b"II*")
+    with pytest.raises(DataError, match=r"the suffix '\.tif' is none of \.png, \.npy, \.npz -- convert the picture"):
+        read_picture(tmp_path / "depth.tif")
+    with pytest.raises(DataError, match="is a folder -- name one depth picture in it"):
+        read_picture(tmp_path)
     np.save(tmp_path / "cube.npy", np.zeros((4, 4, 4)))
     with pytest.raises(DataError, match=r"expected depth \(H, W\)"):
         read_picture(tmp_path / "cube.npy")
@@ -302,6 +407,47 @@ def test_pictures_that_cannot_be_used(place: Path, tmp_path: Path) -> None:
         load_crop(path, "0,0,5000", "588,587,320,240")
     with pytest.raises(DataError, match="reaches 150 mm before and behind"):
         load_crop(path, "0,0,100", "588,587,320,240")
+
+
+def test_a_folder_one_bad_picture_and_crops_of_ours(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/a.png"):
+        shutil.copy(place / "nyu/test/depth_1_0000001.png", folder / name)
+    (folder / "b.png").write_bytes(b"x")
+    options = PredictConfig(
+        images=[str(folder)], checkpoint=str(place / "run/checkpoints/last.pt"), out=str(folder / "out")
+    )
+    with pytest.raises(DataError, match="1 of 3 pictures could not be used"):
+        predict(options)
+    assert "b.png" in capsys.readouterr().err
+    first = json.loads((folder / "out/a.json").read_text())
+    assert json.loads((folder / "out/sub/a.json").read_text()) == first
+    again = dataclasses.replace(options, images=[str(folder / "out/a_crop.npz")], out=str(tmp_path / "again"))
+    assert json.loads(predict(again)[0].read_text()) == first  # the crop knows its centre
+    (folder / "b.png").unlink()
+    assert len(predict(options)) == 2  # its own results are no pictures
+    with pytest.raises(DataError, match=r"the folder holds no \.png, \.npy, \.npz file"):
+        predict(dataclasses.replace(options, images=[str(folder / "out")]))
+
+
+def test_results_do_not_replace_what_is_read(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "a.png"
+    shutil.copy(place / "nyu/test/depth_1_0000001.png", picture)
+    before = picture.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    words = ["predict", "a.png", "--checkpoint", str(place / "run/checkpoints/last.pt"), "--out", "."]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        exit_on_error(predict_main)
+    assert end.value.code == 2
+    assert "a.png: would be overwritten by the results -- give another --out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert picture.read_bytes() == before
 
 
 def test_arguments_of_predict(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from selfsup_fitting.convert import checkpoint_of, save_checkpoint
 from selfsup_fitting.fit import fit, fit_pose, fit_spheres, main, plausibility, pose_to_spheres, residual, start_poses
 from selfsup_fitting.hand import load_hand
 from selfsup_fitting.kinematics import forward_kinematics, skin
-from selfsup_fitting.losses import projection
+from selfsup_fitting.losses import bone_length, collision, projection
 from selfsup_fitting.model import Estimator
 from selfsup_fitting.multiview import rigid_inverse, transform
 from selfsup_fitting.render import mesh_depth, sphere_depth
+from selfsup_fitting.viewer_scene import HandScene, read_crop, read_pose
 from shared.errors import DataError
 
 HAND = load_hand("standin")
@@ -61,7 +62,73 @@ def test_spheres_are_found_again(target: tuple[torch.Tensor, torch.Tensor, torch
     assert float(left.min()) < 0.2 * float(residual(start, RADII, depth).min())
     assert trace[-1] < trace[0]
     lengths = torch.tensor(HAND.bone_lengths_mm()).float()
-    assert float(plausibility(found, lengths)) < 3 * 400  # the hand stays one
+    assert float(plausibility(found, lengths).sum()) < 3 * 400  # the hand stays one
+
+
+def test_plausibility_of_each_is_the_losses(target: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    spheres = 0.7 * pose_to_spheres(disturbed(target[0]), HAND)
+    lengths = torch.tensor(HAND.bone_lengths_mm()).float()
+    views = spheres[:, None]
+    both = collision(views, reduction="reference") + len(views) * bone_length(views, lengths)
+    each = plausibility(spheres, lengths)
+    assert each.shape == (3,)
+    torch.testing.assert_close(each.sum(), both)
+
+
+@pytest.mark.parametrize("lr", [1e30, 3.0])
+def test_a_learning_rate_that_is_too_large_ends_no_worse_than_it_began(
+    target: tuple[torch.Tensor, torch.Tensor, torch.Tensor], lr: float
+) -> None:
+    pose, _, depth = target
+    start = disturbed(pose)
+    spheres, lengths = pose_to_spheres(start, HAND), torch.tensor(HAND.bone_lengths_mm()).float()
+    before = residual(spheres, RADII, depth) + plausibility(spheres, lengths)
+    found, left, trace = fit_pose(depth, HAND, start, steps=4, lr=lr)
+    after = pose_to_spheres(found, HAND)
+    assert bool((residual(after, RADII, depth) + plausibility(after, lengths) <= before + 1e-3).all())
+    torch.testing.assert_close(residual(after, RADII, depth), left)
+    assert trace[-1] == pytest.approx(float(left.min()))
+
+
+def test_results_do_not_replace_the_picture(
+    target: tuple[torch.Tensor, torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    for name in ("frame.png", "x_crop.npz"):
+        (tmp_path / name).write_bytes(b"a picture")
+    with pytest.raises(DataError, match=r"frame\.png: would be overwritten by the results -- give another --out"):
+        fit(FitConfig(image=[str(tmp_path / "frame.png")], out=str(tmp_path)))
+    options = FitConfig(image=[str(tmp_path / "x.npy")], init=str(tmp_path / "x_crop.npz"), out=str(tmp_path))
+    with pytest.raises(DataError, match=r"x_crop\.npz: would be overwritten"):
+        fit(options)
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"a picture"}
+
+
+def test_the_viewer_shows_a_fit(
+    target: tuple[torch.Tensor, torch.Tensor, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "frame.npy", target[2].numpy())
+    result = fit(FitConfig(image=[str(tmp_path / "frame.npy")], steps=2, starts=2, out=str(tmp_path / "out")))
+    pose, size = read_pose(tmp_path / "out/frame_fit.json")
+    assert size == 0.9
+    np.testing.assert_allclose(pose[3:], result["pose"][3:])
+    np.testing.assert_allclose(np.sin(pose[:3]), np.sin(result["pose"][:3]), atol=1e-6)
+    np.testing.assert_array_equal(read_crop(tmp_path / "out/frame_crop.npz"), target[2].numpy())
+    scene = HandScene(HAND, crop_mm=read_crop(tmp_path / "out/frame_crop.npz"))
+    view = scene.look(pose, size)
+    spheres = json.loads((tmp_path / "out/frame.json").read_text())["spheres_mm"]
+    np.testing.assert_allclose(view.centers_mm, spheres, atol=0.01)
+    assert view.terms["model to data, mm^2"] + 500 * view.terms["data to model, mm"] == pytest.approx(
+        result["loss"], rel=1e-3
+    )
+    far = result | {"pose": [7.0, 0.0, 0.0, 90.0, *[0.0] * 22]}  # more than a turn, beyond the slider
+    (tmp_path / "far.json").write_text(json.dumps(far))
+    pose, _ = read_pose(tmp_path / "far.json")
+    assert pose[0] == pytest.approx(7 - 2 * np.pi)
+    assert pose[3] == 90
+    for bad in ([0.0] * 25, [*[0.0] * 25, float("nan")], [*[0.0] * 25, 1e9]):
+        (tmp_path / "far.json").write_text(json.dumps(far | {"pose": bad}))
+        with pytest.raises(DataError, match=r"far\.json: (this is no pose|thumb flexion 3 is)"):
+            read_pose(tmp_path / "far.json")
 
 
 def test_candidates_do_not_touch_one_another(target: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:

@@ -74,6 +74,10 @@ def test_consistency(measured: dict[str, Tensor]) -> None:
     value = losses.consistency(spheres, measured["camera_poses"])
     check("mv_consistency", value, measured["mv_consistency"])
     check_gradient("mv_consistency", value, spheres, measured["mv_consistency_grad"])
+    whole = losses.consistency(spheres, measured["camera_poses"], "sum", "frame")
+    torch.testing.assert_close(whole, value * spheres.numel() * 25 / len(spheres))
+    again = losses.consistency(spheres.repeat(3, 1, 1, 1), measured["camera_poses"].repeat(3, 1, 1, 1), "sum", "frame")
+    torch.testing.assert_close(again, whole)  # whatever the batch
     total = losses.consistency(spheres, measured["camera_poses"], "sum")
     assert float(total) == pytest.approx(float(value) * spheres.numel(), rel=1e-5)
 

@@ -97,7 +97,10 @@ def test_variance_of_peaks() -> None:
     assert float(clean) == pytest.approx(2 / 256, rel=0.01)  # one cell squared each way
     far = heatmap_variance((peak + 0.8 * peak.roll(7, 1))[None, None])
     assert clean < two < far
-    assert float(heatmap_variance(-torch.ones(1, 1, 16, 16))) == 0
+    for empty in (-torch.ones(1, 1, 16, 16), torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 1e-9)):
+        assert float(heatmap_variance(empty)) == torch.inf  # an empty map says nothing
+    faint, fainter = (heatmap_variance(size * peak[None, None]) for size in (1e-3, 1e-5))
+    assert float(fainter) == pytest.approx(float(faint), rel=0.02)
 
 
 @pytest.mark.parametrize(("stacks", "parameters"), [(1, 2_308_946), (2, 4_199_588)])

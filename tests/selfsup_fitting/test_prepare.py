@@ -17,13 +17,13 @@ from scipy.io import loadmat, savemat
 from selfsup_fitting.config import PrepareConfig
 from selfsup_fitting.multiview import transform
 from selfsup_fitting.predict import find_center
-from selfsup_fitting.prepare import EMPTY, MISSING, OUTSIDE, camera_matrix, crop, main, prepare
+from selfsup_fitting.prepare import EMPTY, MISSING, OUTSIDE, UNLABELLED, camera_matrix, crop, main, prepare
 from selfsup_fitting.shards import Shards, read_manifest, shard_path, spread
 from shared import camera
 from shared.datasets.nyu import read_depth
 from shared.errors import DataError, MissingFileError
 from tests.golden.fill import uniform
-from tests.selfsup_fitting.trees import nyu_tree, prepared
+from tests.selfsup_fitting.trees import nyu_tree, prepared, write_original
 
 FOLDER = Path(__file__).parents[1] / "golden/selfsup_fitting"
 
@@ -215,6 +215,41 @@ def test_frames_outside_the_image_are_skipped_and_counted(
     assert f"skipped: 1 {OUTSIDE} (train/0000003)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("calibration", ["sequence", "frame"])
+def test_frames_without_labels_are_skipped_and_counted(copy: Path, tmp_path: Path, calibration: str) -> None:
+    exact = Shards(prepared(copy, tmp_path / "exact", splits=["train"], calibration=calibration) / "train")
+    path = copy / "train/joint_data.mat"
+    labels = loadmat(path)
+    for name in ("joint_xyz", "joint_uvd"):
+        labels[name][:, 1] = 0
+    savemat(path, {name: labels[name] for name in ("joint_xyz", "joint_uvd")})
+    for centers in ("palm", "nearest"):
+        folder = prepared(copy, tmp_path / centers, splits=["train"], calibration=calibration, centers=centers)
+        shards = Shards(folder / "train")
+        assert shards.manifest.skipped == {UNLABELLED: ["train/0000002"]}
+        assert shards.field("number").tolist() == [1, 3]
+        assert np.max(shards.manifest.rig_rms_mm) < 0.5
+    placed = Shards(tmp_path / "palm/train").field("T_canon_view")
+    np.testing.assert_allclose(placed, exact.field("T_canon_view")[[0, 2]], atol=1e-2)  # zeros pull at no camera
+
+
+def test_the_number_of_frames_is_kept_where_some_were_left_out(tree: Path, tmp_path: Path) -> None:
+    for limit, kept in ((2, 2), (0, None), (3, None)):
+        folder = prepared(tree, tmp_path / str(limit), splits=["train"], limit=limit)
+        assert read_manifest(folder / "train").options.get("limit") == kept
+
+
+def test_folders_of_other_options_say_which(tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "centres"
+    folder.mkdir()
+    for view in (1, 2, 3):
+        np.savetxt(folder / f"train_{view}.txt", np.full((3, 3), 700.0))
+    with pytest.raises(DataError):  # no hand is there; the options are noted
+        prepared(tree, tmp_path / "out", splits=["train"], centers=str(folder))
+    with pytest.raises(DataError, match=rf"holds shards made with centers '{folder}' -- choose another --out"):
+        prepared(tree, tmp_path / "out", splits=["train"])
+
+
 def test_a_shard_without_frames(copy: Path, tmp_path: Path) -> None:
     for view in (1, 2, 3):
         (copy / f"train/depth_{view}_0000002.png").unlink()
@@ -271,6 +306,14 @@ def test_single_view_where_three_are_asked(copy: Path, tmp_path: Path) -> None:
         ({"data": "x", "original": "y", "out": "x"}, "one of --data"),
         ({"data": "x"}, "--out is missing"),
         ({"original": "x", "out": "y", "centers": "nearest"}, "--centers needs the pictures"),
+        ({"original": "x", "out": "y", "views": [1]}, "--views says how pictures are cut: --original holds crops"),
+        ({"original": "x", "out": "y", "limit": 5}, "--limit says how pictures are cut"),
+        ({"original": "x", "out": "y", "shard_size": 5}, "--shard_size says"),
+        ({"original": "x", "out": "y", "zbuffer": True}, "--zbuffer says"),
+        ({"original": "x", "out": "y", "calibration": "frame"}, "--calibration says"),
+        ({"original": "x", "out": "y", "intrinsics": "reference"}, "--intrinsics says"),
+        ({"original": "x", "out": "y", "jobs": 2}, "--jobs says"),
+        ({"original": "x", "out": "y", "missing": "skip"}, "--missing says"),
         ({"data": "x", "out": "y", "splits": ["val"]}, "--splits"),
         ({"data": "x", "out": "y", "views": [1, 1]}, "--views"),
         ({"data": "x", "out": "y", "shard_size": 0}, "--shard_size"),
@@ -376,20 +419,6 @@ def test_spread() -> None:
 
 
 # --- the original's files ---------------------------------------------------------------------------------------------
-
-
-def write_original(folder: Path, shards: Shards, *, old_layout: bool) -> None:
-    folder.mkdir(parents=True)
-    n = len(shards)
-    depth, joints, poses = (shards.field(name) for name in ("depth_mm", "joints_mm", "T_canon_view"))
-    if old_layout:
-        poses = poses.copy()
-        poses[..., 3, :3], poses[..., :3, 3] = poses[..., :3, 3].copy(), 0
-    (folder / "mv_data_0_shape.pkl").write_bytes(pickle.dumps([depth.shape, joints.shape, poses.shape], protocol=2))
-    depth.astype("<f4").tofile(folder / "mv_data_0_dms.bat")
-    np.save(folder / "mv_data_0_joint_poses.npy", joints)
-    np.save(folder / "mv_data_0_camera_poses.npy", poses)
-    assert n == 3
 
 
 @pytest.mark.parametrize("old_layout", [True, False])

@@ -18,6 +18,7 @@ from selfsup_fitting.losses import vae_objective
 from selfsup_fitting.prior_config import PriorConfig
 from selfsup_fitting.priors import PoseDenoiser, PoseVAE, load_prior, save_prior
 from shared.errors import DataError, MissingFileError
+from shared.training import load_payload
 from tests.golden.fill import fill_state_dict, uniform
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +194,7 @@ def test_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["palm_error_10mm_noise_mm"] > 0
     assert isinstance(load_prior(tmp_path / "run/prior.pt", "denoiser"), PoseDenoiser)
     assert (tmp_path / "run/log.csv").read_text().startswith("step,loss\n0,")
+    assert load_payload(tmp_path / "run/prior.pt")["center"] == "mean"
     assert "samples: 640" in (tmp_path / "run/config.yaml").read_text()
     with pytest.raises(DataError, match="holds a prior already -- choose another --run"):
         train_prior.main(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfsup_fitting.config import LossOptions, OptimOptions, TrainConfig
+from selfsup_fitting.config import FitConfig, LossOptions, OptimOptions, TrainConfig
 from selfsup_fitting.convert import checkpoint_of, load_checkpoint, load_reference, save_checkpoint
 from selfsup_fitting.hand import load_hand
 from selfsup_fitting.model import Estimator, Pred
+from selfsup_fitting.prior_config import PriorConfig
 from selfsup_fitting.priors import PoseVAE, save_prior
 from selfsup_fitting.spheres import REFERENCE_LENGTHS_MM
 from selfsup_fitting.train import Criterion, Divergence, check_options, lr_factor, main, nyu_errors, train
@@ -166,6 +168,8 @@ def test_learning_rates() -> None:
     assert [lr_factor(step, s, 10, 75) for s in (0, 249, 250, 499, 500, 749)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01, 0.01]
     )
+    assert lr_factor(step, 179, 10, 20) == pytest.approx(0.01)
+    assert lr_factor(step, 180, 10, 20) == pytest.approx(0.001)  # 20 epochs in steps of 6: there is a fourth stair
     assert lr_factor(step, 5, 10, 2) == 1  # fewer than three epochs: the first step is one epoch long
     cosine = OptimOptions(schedule="cosine", warmup_steps=4)
     assert lr_factor(cosine, 0, 10, 2) == pytest.approx(0.25)
@@ -192,6 +196,29 @@ def test_divergence_is_noticed() -> None:
     with pytest.raises(DataError, match=r"diverges: the loss is .* times its lowest -- lower --optim\.lr"):
         all(watch(loss) is None for loss in growing)
     assert next(growing) == 300.0  # it did not take all of them
+
+
+def test_a_resumed_run_remembers_the_lowest_loss(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["step,epoch,name,value", *(f"{10 * i},0,train/loss,{100 if i < 30 else 50}" for i in range(1, 61))]
+    (tmp_path / "metrics.csv").write_text("\n".join([*lines, "900,0,train/loss,1", "20,0,val/error_mm,1"]) + "\n")
+    watch = Divergence(3.0)
+    watch.recall(tmp_path / "metrics.csv", 600)
+    assert watch.lowest == 50
+    for _ in range(99):
+        watch(160.0)  # the running mean begins anew
+    with pytest.raises(DataError, match=r"diverges: the loss is 160 .*, 3\.2 times its lowest"):
+        watch(160.0)
+    short = Divergence(3.0)
+    short.recall(tmp_path / "metrics.csv", 50)  # five lines say too little
+    short.recall(tmp_path / "none.csv", 50)
+    assert short.lowest == float("inf")
+
+    recalled: list[int] = []
+    monkeypatch.setattr(Divergence, "recall", lambda self, path, step: recalled.append(step) or path.read_text())
+    options = dataclasses.replace(configured("tiny", "--data.val_limit", "-1"), run=str(tmp_path / "run"), max_steps=2)
+    train(options, "")
+    train(dataclasses.replace(options, resume=True, max_steps=4), "")
+    assert recalled == [2]
 
 
 def test_a_spike_and_a_switched_off_watch_are_no_divergence() -> None:
@@ -293,6 +320,10 @@ def test_starts_from_the_given_weights(place: Path, tmp_path: Path) -> None:
         (["--resume", "--init", "x.pt"], "--resume continues with the run's own weights"),
         (["--synth.images", "0"], r"--synth\.images must be at least 1, got 0"),
         (["--augment.resize_share", "-1"], r"--augment\.resize_share must be 0 to 1"),
+        (["--optim.lr", "-1"], r"--optim\.lr must be at least 0, got -1"),
+        (["--optim.lr", ".nan"], r"--optim\.lr must be at least 0, got nan"),
+        (["--optim.weight_decay", "-1"], r"--optim\.weight_decay must be at least 0"),
+        (["--optim.warmup_steps", "-1"], r"--optim\.warmup_steps must be at least 0"),
         (["--data.val_limit", "-2"], r"--data\.val_limit must be at least -1"),
         (["--data.train_limit", "-1"], r"--data\.train_limit must be at least 0"),
         (["--mode", "self-supervised", "--temporal", "--no-prior", "--devices", "2"], "--temporal needs the frames"),
@@ -340,6 +371,53 @@ def test_the_defaults_are_the_authors_log() -> None:
     preset, default = configured("author_log"), TrainConfig(mode="self-supervised", workers=4)
     assert preset == default
     assert preset.loss == LossOptions()
+    assert {lr_factor(preset.optim, step, 100, preset.epochs) for step in range(100 * preset.epochs)} == {1.0}
+
+
+def test_stacks_do_not_lengthen_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = configured("tiny", "--model.stacks", "2", "--max_steps", "1", "--data.val_limit", "-1")
+    train(dataclasses.replace(options, run=str(tmp_path / "run")), "")
+    assert "6 synthetic images an epoch" in capsys.readouterr().out
+
+
+def test_labels_choose_nothing_in_either_stage(place: Path, tmp_path: Path) -> None:
+    options = configured("tiny", "--data.root", str(place / "shards"), "--epochs", "3", "--optim.lr", "3e-3")
+    train(dataclasses.replace(options, run=str(tmp_path / "run")), "")
+    rows = [line.split(",") for line in (tmp_path / "run/metrics.csv").read_text().splitlines()]
+    values = {row[1]: float(row[3]) for row in rows if row[2] == "val/projection"}
+    best = load_payload(tmp_path / "run/checkpoints/best.pt")
+    assert best["epoch"] == int(min(values, key=lambda epoch: values[epoch])) + 1
+    last = load_payload(tmp_path / "run/checkpoints/last.pt")
+    assert last["training"]["best"] == min(values.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (LossOptions, [f.name for f in dataclasses.fields(LossOptions) if isinstance(f.default, float)]),
+        (FitConfig, ["steps", "lr", "starts"]),
+        (PriorConfig, ["epochs", "samples", "eval_samples", "threads", "scale_range", "batch_size", "input_noise"]),
+    ],
+)
+def test_help_gives_the_units_of_numbers(options: type, names: list[str]) -> None:
+    entries = re.split(r"\n {8}(?=\w+:)", (options.__doc__ or "").split("Args:")[1])
+    helped = {entry.strip().split(":")[0]: entry.strip() for entry in entries}
+    assert not [name for name in names if not helped[name].endswith("]")]
+
+
+def test_lengths_of_the_original() -> None:
+    options = configured("tiny", "--loss.lengths", "nyu_reference")
+    assert Criterion(options, load_hand("standin")).lengths.tolist() == pytest.approx(REFERENCE_LENGTHS_MM)
+    assert Criterion(configured("tiny"), load_hand("standin")).lengths.tolist() != pytest.approx(REFERENCE_LENGTHS_MM)
+
+
+@pytest.mark.parametrize(("center", "warned"), [("mean", True), ("palm", False), (None, False)])
+def test_a_vae_of_other_centres_is_announced(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], center: str | None, warned: bool
+) -> None:
+    save_prior(tmp_path / "vae.pt", PoseVAE(), center=center)
+    train(selfsup(place, tmp_path / "run", vae=str(tmp_path / "vae.pt"), max_steps=1), "")
+    assert ("knows hands around their mean vertex" in capsys.readouterr().out) == warned
 
 
 def test_position_loss_has_a_weight_of_its_own() -> None:

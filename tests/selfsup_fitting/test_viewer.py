@@ -26,7 +26,7 @@ from PIL import Image
 from selfsup_fitting import viewer, viewer_scene
 from selfsup_fitting.hand import load_hand
 from selfsup_fitting.kinematics import forward_kinematics, pose_spheres, skin
-from selfsup_fitting.priors import PoseVAE, save_prior
+from selfsup_fitting.priors import PoseVAE, load_prior, save_prior
 from selfsup_fitting.render import mesh_depth, sphere_depth
 from selfsup_fitting.sampler import USUAL_RANGES, sample_poses
 from selfsup_fitting.spheres import POSE_NAMES
@@ -112,6 +112,34 @@ def test_terms(scene: HandScene) -> None:
     assert fits["fist"]["model to data, mm^2"] > 100
     assert fits["fist"]["data to model, mm"] > 0.1
     assert list(scene.pictures(own))[3:] == ["crop", "spheres - crop"]
+
+
+def test_the_vae_sees_hands_as_it_was_trained(scene: HandScene, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, found = PoseVAE(), {}
+    for center in (None, "mean", "palm"):
+        save_prior(tmp_path / "prior.pt", network, center=center)
+        scene.vae = load_prior(tmp_path / "prior.pt", "vae")
+        assert scene.vae.center == center
+        pose = preset("point")
+        found[center] = scene.look(pose).terms["VAE reconstruction, mm"]
+        pose[3:6] += 20.0
+        moved = scene.look(pose).terms["VAE reconstruction, mm"]
+        assert (moved == pytest.approx(found[center], rel=1e-4)) == (center == "palm")
+    assert found[None] == found["mean"] != found["palm"]
+    save_prior(tmp_path / "prior.pt", network, center="thumb")
+    with pytest.raises(DataError, match="names a centre 'thumb', expected mean or palm"):
+        load_prior(tmp_path / "prior.pt", "vae")
+
+
+def test_a_vae_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert viewer.load(ViewerConfig())[0].vae is None
+    for path, center in (("runs/selfsup/standin/prior/vae", "mean"), ("runs/selfsup/vae", "palm")):
+        save_prior(tmp_path / path / "prior.pt", PoseVAE(), center=center)
+        vae = viewer.load(ViewerConfig())[0].vae
+        assert vae is not None
+        assert vae.center == center
 
 
 def test_presets_look_like_their_names(scene: HandScene) -> None:
@@ -299,6 +327,20 @@ def page(scene: HandScene, capfd: pytest.CaptureFixture[str]) -> Iterator[viewer
     page = viewer.serve(scene, preset("zero"), 0.9, ViewerConfig(port=port))
     yield page
     page.server.stop()
+
+
+def test_a_fitted_pose_beyond_the_sliders_is_shown_as_it_is(scene: HandScene) -> None:
+    pytest.importorskip("viser", reason="viser is not installed (requirements/viewer.txt)")
+    pose = preset("zero")
+    pose[3], pose[7] = 90.0, -1.5
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    page = viewer.serve(scene, pose, 0.9, ViewerConfig(port=port))
+    try:
+        np.testing.assert_allclose(page.pose, pose)
+    finally:
+        page.server.stop()
 
 
 def test_controls(page: viewer.Page) -> None:

@@ -278,6 +278,24 @@ def test_missing_pictures(tree: Path, tmp_path: Path) -> None:
         nyu.open(tmp_path, "test")
 
 
+def test_frames_without_labels(tree: Path, variables: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(tree / "test", tmp_path / "test")
+    names = ("joint_xyz", "joint_uvd")
+    changed = {name: variables[name].copy() for name in names}
+    for name in names:
+        changed[name][1, 0] = changed[name][:, 2] = 0
+    savemat(tmp_path / "test/joint_data.mat", changed)
+    labels = nyu.read_labels(tmp_path / "test/joint_data.mat")
+    assert nyu.labelled(labels.xyz_mm).tolist() == [[True, True, False], [False, True, False], [True, True, False]]
+    for cameras, numbers in (((1,), [1, 2]), ((1, 2), [2])):
+        dataset = nyu.open(tmp_path, "test", cameras=cameras)
+        assert dataset.numbers.tolist() == numbers
+        assert dataset.skipped == {
+            "frames without labels": [f"test/depth_1_{n:07d}" for n in (1, 2, 3) if n not in numbers]
+        }
+        assert dataset.rig_rms_mm.max() < 1e-3
+
+
 def test_missing_folders_and_options(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"no folder of NYU here; looked for .*dataset/train.*NYU_Hand_Pose"):
         nyu.open(tmp_path, "train")

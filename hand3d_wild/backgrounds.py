@@ -35,8 +35,9 @@ def list_pictures(folder: str | Path) -> list[Path]:
         )
     for path in paths:
         try:
-            with Image.open(path):
-                pass
+            with Image.open(path) as image:
+                if image.mode[0] in "IF":  # made RGB, they would be all white
+                    raise ValueError(f"expected 8 bits, its mode is {image.mode}")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"cannot be read as a picture ({error})", path=path, remedy="remove it") from error
     return paths

@@ -5,6 +5,7 @@ The names of the original's YAML keys are in README.md, beside ours.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -250,6 +251,30 @@ class PretrainConfig(TrainOptions):
     model: ModelOptions = field(default_factory=ModelOptions)
     optim: OptimOptions = field(default_factory=lambda: OptimOptions(beta1=0.5))
     loss: PretrainLoss = field(default_factory=PretrainLoss)
+
+
+_AT_LEAST_0 = (0, math.inf)
+_OPTIM_RANGES: dict[str, tuple[float, float]] = {
+    "data.train_limit": _AT_LEAST_0,
+    "data.val_limit": (-1, math.inf),
+    "optim.lr": _AT_LEAST_0,
+    "optim.beta1": (0, 0.999999),  # Adam divides by 1 - beta
+    "optim.beta2": (0, 0.999999),
+    "optim.weight_decay": _AT_LEAST_0,
+    "optim.step_size": (1, math.inf),
+    "optim.gamma": _AT_LEAST_0,
+    "optim.warmup_steps": _AT_LEAST_0,
+}
+TRAIN_RANGES = _OPTIM_RANGES | {
+    "data.noise": _AT_LEAST_0,
+    "data.turn": (0, 180),
+    "data.zoom": (0, 0.99),  # at 1 a picture could shrink to a point
+    "heatmaps.jitter": _AT_LEAST_0,
+    "heatmaps.missing": (0, 1),
+    "loss.coverage": _AT_LEAST_0,
+    "loss.shape_weight": _AT_LEAST_0,
+}
+PRETRAIN_RANGES = _OPTIM_RANGES | {f"loss.w_{name}": _AT_LEAST_0 for name in ("scale", "trans", "rot", "pose", "betas")}
 
 
 @dataclass

@@ -31,6 +31,10 @@ def _round(value: float) -> int:
     return math.floor(abs(value) + 0.5) * (1 if value >= 0 else -1)
 
 
+class NoCropError(DataError):
+    """Joints around which nothing can be cut out."""
+
+
 def crop_box(
     points: ArrayLike,
     visible: ArrayLike,
@@ -51,17 +55,17 @@ def crop_box(
         name: of the picture, for the errors.
 
     Raises:
-        DataError: no visible point, points at infinity, or a square without area.
+        NoCropError: no visible point, points at infinity, or a square without area.
     """
     shown = np.asarray(points, np.float64)[np.asarray(visible, np.bool_)]
     if not len(shown):
-        raise DataError(f"{name}: no joint is visible, so there is nothing to crop around")
+        raise NoCropError(f"{name}: no joint is visible, so there is nothing to crop around")
     if not np.isfinite(shown).all():
-        raise DataError(f"{name}: a visible joint is not finite")
+        raise NoCropError(f"{name}: a visible joint is not finite")
     low, high = shown.min(0), shown.max(0)
     size = _round(factor * max(float((high - low).max()), smallest))
     if size < 2:
-        raise DataError(f"{name}: the visible joints span {float((high - low).max()):g} pixels, too few for a crop")
+        raise NoCropError(f"{name}: the visible joints span {float((high - low).max()):g} pixels, too few for a crop")
     centre = ((low + high) / 2).tolist()
     smaller = min(image_size)
     edges = []

@@ -5,7 +5,8 @@
 ``stb`` (sequence B1, held out; predicted palm moved to the labelled one), ``dexter_object`` and ``egodexter`` (visible
 fingertips, centroids aligned), ``mpii_nzsl`` (2-D, in pixels of the picture and of the network's crop), ``pretrain``
 (the synthetic test set). Writes predictions and scores what it reads back; PCK curves are drawn over the published
-ones, and a report shows mesh, joints and mask of the best, the median and the worst picture. No picture is left out.
+ones, and a report shows mesh, joints and mask of the best, the median and the worst picture. No picture is left out
+but those whose label has no joint to crop around; they are counted, as is what of the set is not there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,15 @@ PROTOCOLS = {
     "mpii_nzsl": "MPII+NZSL test, 2-D, pixels of the picture",
     "pretrain": "synthetic test set, wrists aligned",
 }
+GAPS = {
+    "missing_sequences": "sequences without folder",
+    "without_pictures": "sequences without pictures",
+    "without_labels": "label files missing",
+    "missing_images": "labels without picture",
+    "without_image": "labels without picture",
+    "without_label": "pictures without label",
+}
+"""The readers' words for what of a set is not there."""
 SKELETONS = {
     "stb": "stb",
     "dexter_object": "fingertips",
@@ -113,6 +124,7 @@ class Item:
         target: (J, 3) mm or (J, 2) pixels in the set's order; NaN where nothing is labelled.
         name: of the picture.
         maps: (S, S, 21) heat maps where the network needs them.
+        detected: whether the maps show a hand: a detector may have missed it.
     """
 
     view: View
@@ -120,6 +132,7 @@ class Item:
     target: Float
     name: str
     maps: NDArray[np.float32] | None
+    detected: bool = True
 
 
 def open_frames(options: EvalConfig) -> list[tuple[Any, int]]:
@@ -143,13 +156,51 @@ def open_frames(options: EvalConfig) -> list[tuple[Any, int]]:
     return places
 
 
+def gaps_of(sets: Iterable[Any]) -> dict[str, int]:
+    """What of the data sets is not there: numbers by the words of :data:`GAPS`, without zeros."""
+    found: Counter[str] = Counter()
+    for frames in sets:
+        for name, words in GAPS.items():
+            value = getattr(frames, name, 0)
+            found[words] += value if isinstance(value, int) else len(value)
+    return {words: count for words, count in found.items() if count}
+
+
+def require_detections(places: Sequence[tuple[Any, int]], options: EvalConfig) -> None:
+    """Refuses a folder of detections that lacks some pictures' files.
+
+    Raises:
+        MissingFileError: how many are missing, and the first.
+    """
+    names = {id(frames): frames.names() for frames, _ in places}
+    files = [detections_file(names[id(frames)][i], options) for frames, i in places]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise MissingFileError(
+            f"no such keypoint file, as for {len(missing)} of {len(files)} pictures",
+            path=missing[0],
+            remedy='a detector that sees no hand writes {"people": []}',
+        )
+
+
+def detections_file(name: str, options: EvalConfig) -> Path:
+    from hand3d_wild.prepare import detections_folder
+
+    return detections_folder(options.heatmaps, options.dataset) / f"{name}_keypoints.json"
+
+
 def item_of(frame: Frame, options: EvalConfig, size: int, form: str) -> Item:
-    """A frame with its crop: 2.2 times the box of the labelled joints; fingertips count at least a hand's length."""
+    """A frame with its crop: 2.2 times the box of the labelled joints; fingertips count at least a hand's length.
+
+    Raises:
+        NoCropError: the label has no joint to crop around.
+        MissingFileError, DataError: its detections are not there, or no such file.
+    """
     import numpy as np
 
     from hand3d_wild.crop import crop_box, mirror_points
     from hand3d_wild.inference import View
-    from hand3d_wild.prepare import read_detections, to_wild
+    from hand3d_wild.prepare import find_hand, to_wild
     from shared import skeletons
     from shared.camera import project
 
@@ -176,15 +227,16 @@ def item_of(frame: Frame, options: EvalConfig, size: int, form: str) -> Item:
     known = np.isfinite(points).all(-1)
     box = crop_box(shown, known, frame.image_size, smallest=smallest, name=frame.name)
     view = View(frame.rgb, box, side)
-    maps = None
+    maps, detected = None, True
     if form == "heatmaps":
         joints, peaks = points, known.astype(np.float64)
         if options.heatmaps != "labels":
-            file = Path(options.heatmaps) / options.dataset / f"{frame.name}_keypoints.json"
-            found = to_wild(read_detections(file, side), "thumb_first")
+            hand = find_hand(detections_file(frame.name, options), side)
+            detected = hand is not None
+            found = to_wild(np.zeros((21, 3)) if hand is None else hand, "thumb_first")
             joints, peaks = found[:, :2], found[:, 2]
         maps = view.maps(joints, peaks, size)
-    return Item(view, points, target, frame.name, maps)
+    return Item(view, points, target, frame.name, maps, detected)
 
 
 def in_order(hand: Hand, dataset: str) -> Float:
@@ -264,6 +316,7 @@ def evaluate_pictures(options: EvalConfig, predictor: Predictor, out: Path) -> d
     from tqdm import tqdm
 
     from hand3d_wild import curves
+    from hand3d_wild.crop import NoCropError
     from shared.predictions import read_rows, write_predictions
 
     dataset, unit = options.dataset, "px" if options.dataset == "mpii_nzsl" else "mm"
@@ -272,11 +325,26 @@ def evaluate_pictures(options: EvalConfig, predictor: Predictor, out: Path) -> d
     lines = curves.published_lines(dataset, options.curves)
     mean = mean_pose(options.store) if options.store else None
     places = open_frames(options)
+    gaps = gaps_of({id(frames): frames for frames, _ in places}.values())
+    from_detections = predictor.form == "heatmaps" and options.heatmaps != "labels"
+    if from_detections:
+        require_detections(places, options)
     preds, targets, bases, scales, names = [], [], [], [], []
+    used: list[tuple[Any, int]] = []
+    undetected = 0
     with tqdm(total=len(places), unit="picture", desc="predict", mininterval=1.0) as bar:
         for begin in range(0, len(places), options.batch_size):
-            batch = places[begin : begin + options.batch_size]
-            items = [item_of(frames[i], options, predictor.size, predictor.form) for frames, i in batch]
+            items = []
+            for frames, i in places[begin : begin + options.batch_size]:
+                bar.update()
+                try:
+                    items.append(item_of(frames[i], options, predictor.size, predictor.form))
+                except NoCropError:
+                    continue
+                used.append((frames, i))
+            if not items:
+                continue
+            undetected += sum(not item.detected for item in items)
             maps = [item.maps for item in items if item.maps is not None]
             hands = predictor.predict([item.view for item in items], maps or None)
             preds += [in_order(hand, dataset) for hand in hands]
@@ -284,7 +352,9 @@ def evaluate_pictures(options: EvalConfig, predictor: Predictor, out: Path) -> d
             bases += [baseline_of(item, mean, dataset) for item in items] if mean is not None else []
             scales += [item.view.scale for item in items]
             names += [item.name for item in items]
-            bar.update(len(items))
+    if not names or undetected == len(names):
+        what = "label has a joint to crop around" if not names else "picture has a detected hand"
+        raise DataError(f"not a single {what}", path=options.heatmaps if names else options.root)
     target = np.stack(targets)
     moved = aligned(np.stack(preds), target, dataset)
     file = out / "predictions.txt"
@@ -298,13 +368,19 @@ def evaluate_pictures(options: EvalConfig, predictor: Predictor, out: Path) -> d
         if several.any():
             errors["ours, without pictures of a single tip"] = errors["ours"][several]
     base = aligned(np.stack(bases), target, dataset) if mean is not None and np.isfinite(bases).all() else None
+    if mean is not None and base is None:
+        kind = "3-D" if unit == "mm" else "2-D"
+        print(f"no mean pose to compare with: the store's training split has no {kind} labels of all joints")
     scored = {**errors, **({"mean pose": errors_of(base, target)} if base is not None else {})}
     metrics: dict[str, Any] = {
         "dataset": dataset,
         "protocol": PROTOCOLS[dataset],
         "pictures": len(names),
         "joints": int(np.isfinite(errors["ours"]).sum()),
-        "complete": not options.limit,
+        "complete": not options.limit and not gaps,
+        "missing": gaps,
+        "labels_without_joints": len(places) - len(used),
+        **({"without_detections": undetected} if from_detections else {}),
         "unit": unit,
         "form": predictor.form,
         "heatmaps": options.heatmaps if predictor.form == "heatmaps" else "none",
@@ -322,7 +398,7 @@ def evaluate_pictures(options: EvalConfig, predictor: Predictor, out: Path) -> d
     curves.plot(out / "report_pck.png", scored, dataset, unit=unit, lines=lines)
 
     def example(index: int) -> tuple[Item, Hand]:
-        frames, i = places[index]
+        frames, i = used[index]
         item = item_of(frames[i], options, predictor.size, predictor.form)
         return item, predictor.predict([item.view], None if item.maps is None else [item.maps])[0]
 
@@ -495,7 +571,8 @@ def write_page(
     if curve.is_file():
         pictures = [(curve, "Share of joints within a threshold, all joints pooled"), *pictures]
     title = html.escape(f"hand3d_wild on {metrics['dataset']}")
-    parts = [f"<h1>{title}</h1>", f"<p>{html.escape(metrics['protocol'])}; {metrics['pictures']} pictures.</p>"]
+    about = f"{metrics['protocol']}; {metrics['pictures']} pictures{extent_of(metrics)}"
+    parts = [f"<h1>{title}</h1>", f"<p>{html.escape(about)}.</p>"]
     for key in ("ratio_to_baseline", "pa_ratio_to_baseline"):
         if key in metrics:
             parts.append(f"<p>{key.replace('_', ' ')}: {metrics[key]:.3f}</p>")
@@ -516,10 +593,20 @@ def write_page(
     atomic_write_text(out / "report.html", page)
 
 
+def extent_of(metrics: dict[str, Any]) -> str:
+    """What is to be said of the pictures beside their number; empty for a whole set."""
+    parts = [] if metrics["complete"] else ["a part of the set"]
+    parts += [f"{count} {words}" for words, count in metrics.get("missing", {}).items()]
+    if metrics.get("labels_without_joints"):
+        parts.append(f"left out {metrics['labels_without_joints']} labels without joints")
+    if "without_detections" in metrics:
+        parts.append(f"{metrics['without_detections']} of {metrics['pictures']} without detections")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
 def print_metrics(metrics: dict[str, Any]) -> None:
     """The numbers a reader looks for first."""
-    part = "" if metrics["complete"] else " (a part of the set)"
-    print(f"\n{metrics['dataset']}: {metrics['pictures']} pictures{part}; {metrics['protocol']}")
+    print(f"\n{metrics['dataset']}: {metrics['pictures']} pictures{extent_of(metrics)}; {metrics['protocol']}")
     for name, values in metrics["scores"].items():
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"  {name}: {shown} ({metrics['unit']})")

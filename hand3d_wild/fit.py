@@ -6,8 +6,8 @@ Minimises, for a batch of hands at once and starting from the network's numbers 
   + mask_weight * the two-sided distance to the silhouette (hand3d_wild.losses)
   + prior * (|pose|^2 + |betas|^2)
 
-first over camera and rotation alone, then over everything, with L-BFGS. Depth is what a scaled orthographic camera
-cannot see: bends towards and away from it fit alike, and only the prior and the start decide.
+first over camera and rotation alone, then over everything, with L-BFGS, each hand by itself. Depth is what a scaled
+orthographic camera cannot see: bends towards and away from it fit alike, and only the prior and the start decide.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from shared.errors import DataError
 CAMERA = 6  # scale, translation and rotation come first
 _UNITS = (50.0, 10.0, 10.0, 0.3, 0.3, 0.3, *(1.0,) * 16)  # steps of like size in each number
 _HUBER = 2.0
+_HISTORY = 20  # steps that L-BFGS remembers
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ def fit_hands(
         if joints_2d.shape != (count, 21, 2):
             raise DataError(f"expected joints (B, 21, 2), got {tuple(joints_2d.shape)}")
         confidence = torch.ones(count, 21) if confidence is None else confidence.float()
-        if confidence.shape != (count, 21) or not bool((confidence.sum(1) > 0).all()):
-            raise DataError("expected weights (B, 21) of the joints, with a joint of weight above 0 for each hand")
+        if confidence.shape != (count, 21) or bool((confidence < 0).any()) or not bool(confidence.any(1).all()):
+            raise DataError(
+                "expected weights (B, 21) of at least 0 of the joints, with a joint of weight above 0 for each hand"
+            )
         joints_2d = torch.where(confidence[..., None] > 0, joints_2d.float(), 0.0)
     if mask is not None and (mask.shape != (count, 256, 256) or not bool(mask.flatten(1).any(1).all())):
         raise DataError(f"expected masks (B, 256, 256), each with hand pixels, got {tuple(mask.shape)}")
@@ -130,21 +133,65 @@ def _starts(count: int, joints_2d: Tensor | None, confidence: Tensor | None, mas
 
 
 def _minimise(objective: Callable[[Tensor], Tensor], start: Tensor, steps: int, part: slice) -> Tensor:
-    """L-BFGS over some of the numbers; hands are independent, so one step serves the whole batch."""
-    units = torch.tensor(_UNITS)
-    free = torch.zeros(22)
-    free[part] = 1.0
-    move = torch.zeros_like(start, requires_grad=True)
-    optimiser = torch.optim.LBFGS([move], max_iter=steps, history_size=20, line_search_fn="strong_wolfe")
+    """L-BFGS over some of the numbers, every hand with its own curvature and step length: what is found for a hand does
+    not depend on its neighbours. An evaluation of the whole batch is one trial step of each hand, taken where it
+    satisfies the weak Wolfe conditions, else halved or lengthened (bisection)."""
+    units = torch.zeros(22)
+    units[part] = torch.tensor(_UNITS)[part]
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        total = objective(start + move * units * free).sum()
-        total.backward()
-        return total
+    def evaluate(move: Tensor) -> tuple[Tensor, Tensor]:
+        move = move.detach().requires_grad_()
+        value = objective(start + move * units)
+        return value.detach(), torch.autograd.grad(value.sum(), move)[0]
 
-    optimiser.step(closure)
-    return (start + move * units * free).detach()
+    def inner(one: Tensor, other: Tensor) -> Tensor:  # (B, 1)
+        return (one * other).sum(-1, keepdim=True)
+
+    move = torch.zeros_like(start)
+    value, slope = evaluate(move)
+    # a hand's last steps, changes of slope and 1 / (step . change), newest last; zeros where there are none yet
+    history = torch.zeros(_HISTORY, len(start), 2 * 22 + 1)
+    direction, length = -slope, (1 / slope.abs().sum(1).clamp(min=1e-12)).clamp(max=1.0)
+    low, high = torch.zeros_like(value), torch.full_like(value, torch.inf)
+    for _ in range(5 * steps // 4):
+        step = length[:, None] * direction
+        new_value, new_slope = evaluate(move + step)
+        descent = inner(slope, direction)[:, 0]
+        far = ~(new_value <= value + 1e-4 * length * descent)  # so is a value that is not finite
+        near = ~far & (inner(new_slope, direction)[:, 0] < 0.9 * descent)
+        taken = ~(far | near)
+        high, low = torch.where(far, length, high), torch.where(near, length, low)
+        length = torch.where(high.isinf(), 2 * length, (low + high) / 2)
+
+        change = new_slope - slope
+        curve = inner(step, change)
+        entry = torch.cat((step, change, 1 / curve), 1)
+        good = taken & (curve[:, 0] > 1e-10)
+        history[:, good] = torch.cat((history[1:, good], entry[None, good]))
+        move = torch.where(taken[:, None], move + step, move)
+        value = torch.where(taken, new_value, value)
+        slope = torch.where(taken[:, None], new_slope, slope)
+        direction = torch.where(taken[:, None], -_newton(slope, history), direction)
+        length, low, high = (
+            torch.where(taken, fresh, kept) for fresh, kept in ((1.0, length), (0.0, low), (torch.inf, high))
+        )
+    return (start + move * units).detach()
+
+
+def _newton(slope: Tensor, history: Tensor) -> Tensor:
+    """(B, 22): the inverse Hessian that each hand's history tells of, times its slope (two loops, Nocedal)."""
+    steps, changes, inverse = history.split((22, 22, 1), -1)
+    out = slope
+    shares = []
+    for step, change, rho in zip(reversed(steps), reversed(changes), reversed(inverse), strict=True):
+        shares.append(rho * (step * out).sum(-1, keepdim=True))
+        out = out - shares[-1] * change
+    norm = changes[-1].square().sum(-1, keepdim=True)
+    known = inverse[-1] > 0
+    out = out * torch.where(known, 1 / torch.where(known, inverse[-1] * norm, 1.0), 1.0)
+    for step, change, rho, share in zip(steps, changes, inverse, reversed(shares), strict=True):
+        out = out + step * (share - rho * (change * out).sum(-1, keepdim=True))
+    return out
 
 
 def params_of(vector: Tensor) -> dict[str, list[float]]:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from hand3d_wild.config import PredictConfig
 from shared.errors import DataError, MissingFileError, exit_on_error
-from shared.frames import PICTURES, Picture, list_files, lookup, read_pictures
+from shared.frames import PICTURES, Picture, follows, list_files, lookup, read_pictures
+from shared.inputs import refuse_overwriting
 from shared.options import parse
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     Float = NDArray[np.float64]
     RGB = NDArray[np.uint8]
 
+ENDINGS = ("_crop.png", "_joints.png", "_mesh.png", ".obj", ".ply", ".json", ".npz")
 SHARES = (0.3, 0.62)  # of the crop's edge that a hand covers where the crop is right: 1 / 2.2 is 0.45
 
 
@@ -115,7 +117,8 @@ def _box(value: Any, path: str, name: str) -> Float:
 
 
 def read_keypoints(path: str, order: str) -> dict[str, Float]:
-    """(21, 3) u, v, confidence in the order ``wild`` by picture; two numbers a joint have confidence 1.
+    """(21, 3) u, v, confidence in the order ``wild`` by picture; two numbers a joint have confidence 1, a confidence
+    below 0 (some detectors' word for missing) counts as 0.
 
     Raises:
         MissingFileError, DataError: no such file, another structure, an unknown order, no joint of confidence above 0.
@@ -136,7 +139,8 @@ def read_keypoints(path: str, order: str) -> dict[str, Float]:
             raise DataError(f"{name}: expected 21 x [u, v] or [u, v, confidence] in pixels", path=path)
         if points.shape[1] == 2:
             points = np.concatenate((points, np.ones((21, 1))), 1)
-        if not (points[:, 2] > 0).any():
+        points[:, 2] = points[:, 2].clip(0)
+        if not points[:, 2].any():
             raise DataError(f"{name}: no joint has a confidence above 0", path=path)
         out[name] = points[index]
     return out
@@ -265,7 +269,7 @@ def check(options: PredictConfig) -> None:
 
     Raises:
         DataError: not exactly one of --bbox, --boxes, --keypoints, --crops; --fit without what it fits to; heat maps
-            without crops.
+            without crops; options that would be ignored.
     """
     places = {"--bbox": options.bbox, "--boxes": options.boxes, "--keypoints": options.keypoints}
     given = [name for name, value in places.items() if value]
@@ -286,6 +290,10 @@ def check(options: PredictConfig) -> None:
         raise DataError(f"--fit {options.fit} needs 2-D joints", remedy="give --keypoints FILE")
     if options.fit in ("mask", "both") and not options.masks:
         raise DataError(f"--fit {options.fit} needs silhouettes", remedy="give --masks FOLDER with <name>.png")
+    if options.masks and options.fit not in ("mask", "both"):
+        raise DataError("--masks are for the fit to silhouettes", remedy="give --fit mask or --fit both, or no --masks")
+    if options.track and options.crops:
+        raise DataError("--track looks for a box, --crops are shown as they are", remedy="leave out one of them")
     if options.masks and not Path(options.masks).is_dir():
         raise MissingFileError("--masks: no such folder", path=options.masks, remedy="check the path")
     if options.batch_size < 1:
@@ -303,6 +311,7 @@ def predict(options: PredictConfig) -> int:
     check(options)
     if options.heatmaps:
         files = without_maps(files, options.heatmaps)
+    refuse_overwriting(out, files, ENDINGS, [options.boxes, options.keypoints, options.checkpoint, options.mano])
     fixed = None
     if options.bbox:
         words = options.bbox.replace(",", " ").split()
@@ -323,13 +332,14 @@ def predict(options: PredictConfig) -> int:
     make_folder(out)
     failed, written, warned = 0, 0, 0
     tracked: Float | None = None
+    source: Path | None = None
     waiting: list[Job] = []
 
     def flush() -> None:
         nonlocal tracked, written, warned
         if waiting:
             hands = _predict_batch(predictor, waiting, options, out)
-            tracked = hands[-1].keypoints_2d
+            tracked = hands[-1].keypoints_2d if options.track else None
             for job, hand in zip(waiting, hands, strict=True):
                 problem = share_problem(hand.share)
                 if problem:
@@ -338,14 +348,19 @@ def predict(options: PredictConfig) -> int:
             written += len(waiting)
             waiting.clear()
 
+    # who follows a hand needs joints only for its first frame, unless maps are made of them or they are fitted to
+    every = not options.track or predictor.form == "heatmaps" or options.fit in ("joints", "both")
     for item in read_pictures(files):
+        if source is not None and not follows(item, source):
+            tracked = None
+        source = item.source
         try:
             if item.rgb is None:
                 raise DataError(item.problem)
             joints = lookup(item, keypoints)
-            if keypoints and joints is None:
+            if keypoints and joints is None and every:
                 raise DataError(f"{item.source}: the file of keypoints has none for {item.source.name}")
-            view = _view(item, options, fixed, boxes, joints, tracked if options.track else None)
+            view = _view(item, options, fixed, boxes, joints, tracked)
             job = Job(item, view, joints, _maps(item, view, joints, options, predictor), _mask(item, view, options))
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -390,7 +405,8 @@ def _view(
         return view_of(item.rgb, joints[joints[:, 2] > 0, :2], options.hand, str(item.source))
     box = fixed if fixed is not None else lookup(item, boxes)
     if box is None:
-        raise DataError(f"{item.source}: the file of boxes has none for {item.source.name}")
+        what = "keypoints" if options.keypoints else "boxes"
+        raise DataError(f"{item.source}: the file of {what} has none for {item.source.name}")
     import numpy as np
 
     corners = np.stack((box[:2], box[:2] + box[2:]))

@@ -10,6 +10,7 @@ continues a killed run, tries skipped pictures again and makes masks and detecti
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -131,11 +132,36 @@ def fill(row: Any, frame: Frame, *, mirror: bool) -> NDArray[np.uint8]:
     return picture
 
 
+def detections_folder(root: str | Path, dataset: str) -> Path:
+    """Where a set's detections lie below ``root``; those of MPII+NZSL in ``mpii`` or ``mpii_nzsl``."""
+    names = [dataset, *(name for name in ("mpii", "mpii_nzsl") if dataset.startswith("mpii"))]
+    return next((Path(root) / name for name in names if (Path(root) / name).is_dir()), Path(root) / dataset)
+
+
 def read_detections(path: Path, side: str | None) -> Float:
     """(21, 3) u, v, confidence in OpenPose order of the surest hand of that side in an OpenPose JSON file.
 
     Raises:
         MissingFileError, DataError: no such file; no person, no hand keypoints, or not 63 finite numbers.
+    """
+    hand = find_hand(path, side)
+    if hand is None:
+        raise DataError(_NO_HAND.format(_key(side)), path=path)
+    return hand
+
+
+_NO_HAND = "holds no 'people' with 63 numbers under {!r} and a confidence above 0"
+
+
+def _key(side: str | None) -> str:
+    return f"hand_{side or 'right'}_keypoints_2d"
+
+
+def find_hand(path: Path, side: str | None) -> Float | None:
+    """What :func:`read_detections` gives, or None where the detector has written that it sees no such hand.
+
+    Raises:
+        MissingFileError, DataError: no such file; no list of people.
     """
     import numpy as np
 
@@ -145,18 +171,18 @@ def read_detections(path: Path, side: str | None) -> Float:
         raise MissingFileError("no such keypoint file", path=path)
     content = read_json(path, max_bytes=2**22)
     people = content.get("people") if isinstance(content, dict) else None
-    key = f"hand_{side or 'right'}_keypoints_2d"
+    key = _key(side)
+    if not isinstance(people, list):
+        raise DataError(_NO_HAND.format(key), path=path)
     found = []
-    for person in people if isinstance(people, list) else []:
+    for person in people:
         try:
             hand = np.array(person[key], np.float64).reshape(21, 3)
         except (KeyError, TypeError, ValueError):
             continue
         if np.isfinite(hand).all() and (hand[:, 2] > 0).any():
             found.append(hand)
-    if not found:
-        raise DataError(f"holds no 'people' with 63 numbers under {key!r} and a confidence above 0", path=path)
-    return max(found, key=lambda hand: float(hand[:, 2].sum()))
+    return max(found, key=lambda hand: float(hand[:, 2].sum()), default=None)
 
 
 def fill_detections(row: Any, frame: Frame, folder: Path, *, mirror: bool) -> None:
@@ -199,13 +225,12 @@ def make_mask(row: Any, picture: NDArray[np.uint8], source: str, masks: str) -> 
     """
     from hand3d_wild.crop import STORED
     from hand3d_wild.masks import hand_mask
-    from hand3d_wild.store import text
     from shared.datasets.images import read_rgb
 
     if masks == "grabcut":
         mask = hand_mask(picture, row["points"], visible=row["visible"])
     else:
-        file = Path(masks) / source / f"{text(row['name'])}.png"
+        file = Path(masks) / source / f"{os.fsdecode(bytes(row['name']))}.png"
         values = read_rgb(file, expected_size=(STORED, STORED)).max(-1)
         mask = values > values.max() / 2  # 0 and 255, or 0 and 1
     if not mask.any():
@@ -240,7 +265,7 @@ class _Worker:
 
     def one(self, split: str, index: int) -> None:
         """Picture, mask and numbers of one label; the row's marks are written last."""
-        from hand3d_wild.store import MADE, SKIPPED
+        from hand3d_wild.store import MADE, NAME_BYTES, SKIPPED
 
         source, number = self.places[split][index]
         arrays, options = self.splits[split], self.options
@@ -250,17 +275,19 @@ class _Worker:
         try:
             if row["picture"] != MADE:
                 frame = source.frames[number]
+                if len(os.fsencode(frame.name)) > NAME_BYTES:
+                    raise DataError(f"the name has {len(os.fsencode(frame.name))} bytes, at most {NAME_BYTES} are kept")
                 arrays.pictures[index] = fill(row, frame, mirror=options.mirror)
                 row["picture"] = MADE
         except DataError as error:
-            row["picture"], row["problem"] = SKIPPED, str(error).encode()[:240]
+            row["picture"], row["problem"] = SKIPPED, _brief(error)
         if row["picture"] == MADE and options.detections and not row["detected"]:
             row["detection_problem"] = b""
             try:
                 frame = frame or source.frames[number]
-                fill_detections(row, frame, Path(options.detections) / source.name, mirror=options.mirror)
+                fill_detections(row, frame, detections_folder(options.detections, source.name), mirror=options.mirror)
             except DataError as error:
-                row["detection_problem"] = str(error).encode()[:240]
+                row["detection_problem"] = _brief(error)
         if row["picture"] == MADE and options.masks != "none" and row["mask"] != MADE:
             import numpy as np
 
@@ -269,8 +296,13 @@ class _Worker:
                 arrays.masks[index] = np.packbits(mask, axis=-1)
                 row["mask"] = MADE
             except DataError as error:
-                row["mask"], row["mask_problem"] = SKIPPED, str(error).encode()[:240]
+                row["mask"], row["mask_problem"] = SKIPPED, _brief(error)
         arrays.rows[index] = row
+
+
+def _brief(error: DataError) -> bytes:
+    """As much of a message as a row holds; names of files need not be UTF-8."""
+    return os.fsencode(str(error))[:240]
 
 
 _worker: _Worker | None = None
@@ -298,7 +330,7 @@ def _plan(sources: Iterable[Source], options: PrepareConfig) -> list[list[Any]]:
     for source in sources:
         names = source.frames.names()
         chosen = "\n".join(names[i] for i in _chosen(source, options.limit))
-        plan.append([source.split, source.name, len(_chosen(source, options.limit)), zlib.crc32(chosen.encode())])
+        plan.append([source.split, source.name, len(_chosen(source, options.limit)), zlib.crc32(os.fsencode(chosen))])
     return plan
 
 
@@ -306,7 +338,8 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     """Makes or continues a store; returns its manifest.
 
     Raises:
-        DataError: no or unusable data sets, a folder that is taken, ``--resume`` with other data.
+        DataError: no or unusable data sets, a folder that is taken, ``--resume`` with other data or another source of
+            masks, a process that was killed.
     """
     from hand3d_wild.store import SPLITS, create_split, make_folder, read_manifest, write_manifest
 
@@ -324,6 +357,7 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     for source in sources:
         print(source.frames.summary())
     plan = {"plan": _plan(sources, options), "mirror": options.mirror}
+    before: dict[str, Any] = {}
     if (root / "manifest.json").is_file():
         if not options.resume:
             raise DataError("this folder holds a store already", path=root, remedy="continue it with --resume")
@@ -334,6 +368,13 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
                 path=root,
                 remedy="resume with the options it was begun with, or choose another --out",
             )
+        masks = before.get("masks", "none")
+        if options.masks not in ("none", masks) and masks != "none" and _made_masks(root):
+            raise DataError(
+                f"the store holds masks of --masks {masks}",
+                path=root,
+                remedy=f"resume with --masks {masks} or none, or choose another --out",
+            )
     elif options.resume:
         raise MissingFileError("there is no store to resume", path=root, remedy="leave out --resume")
     else:
@@ -342,10 +383,15 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
             mine = [source for source in sources if source.split == split]
             if mine:
                 create_split(root, split, _empty_rows(mine, options.limit))
-        write_manifest(root, plan)
+    # where masks and detections come from; a resumed run that makes none leaves the note of those that are there
+    made = {
+        "masks": options.masks if options.masks != "none" else before.get("masks", "none"),
+        "detections": options.detections or before.get("detections", ""),
+    }
+    write_manifest(root, {**before, **plan, **made})
     todo = list(_chunks(root, options))
     _work(todo, options)
-    manifest = {**plan, **_count(root, options)}
+    manifest = {**plan, **made, **_count(root)}
     write_manifest(root, manifest)
     _print(manifest)
     if not any(manifest["splits"][split]["pictures"] for split in manifest["splits"]):
@@ -354,10 +400,16 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     return manifest
 
 
+def _made_masks(root: Path) -> bool:
+    from hand3d_wild.store import MADE, SPLITS, open_split
+
+    return any((open_split(root, split).rows["mask"] == MADE).any() for split in SPLITS if (root / split).is_dir())
+
+
 def _empty_rows(sources: Sequence[Source], limit: int) -> NDArray[Any]:
     import numpy as np
 
-    from hand3d_wild.store import ROW, SOURCES
+    from hand3d_wild.store import NAME_BYTES, ROW, SOURCES
 
     parts = []
     for source in sources:
@@ -365,7 +417,7 @@ def _empty_rows(sources: Sequence[Source], limit: int) -> NDArray[Any]:
         chosen = _chosen(source, limit)
         rows = np.zeros(len(chosen), ROW)
         rows["source"] = SOURCES.index(source.name)
-        rows["name"] = [names[i].encode()[:200] for i in chosen]
+        rows["name"] = [os.fsencode(names[i])[:NAME_BYTES] for i in chosen]
         parts.append(rows)
     return np.concatenate(parts)
 
@@ -390,10 +442,11 @@ def _chunks(root: Path, options: PrepareConfig) -> Iterator[tuple[str, list[int]
 
 
 def _work(todo: list[tuple[str, list[int]]], options: PrepareConfig) -> None:
-    import multiprocessing
     import sys
 
     from tqdm import tqdm
+
+    from hand3d_wild.pool import in_processes
 
     quiet = not sys.stderr.isatty()
     total = sum(len(indices) for _, indices in todo)
@@ -403,13 +456,11 @@ def _work(todo: list[tuple[str, list[int]]], options: PrepareConfig) -> None:
             for chunk in todo:
                 bar.update(worker(chunk))
             return
-        context = multiprocessing.get_context("spawn")  # OpenCV's threads do not survive a fork
-        with context.Pool(options.workers, _start_worker, (options,)) as pool:
-            for done in pool.imap_unordered(_run, todo):
-                bar.update(done)
+        for done in in_processes(_run, todo, options.workers, _start_worker, options):
+            bar.update(done)
 
 
-def _count(root: Path, options: PrepareConfig) -> dict[str, Any]:
+def _count(root: Path) -> dict[str, Any]:
     """Counts by split and source, and the list of what was skipped."""
     from hand3d_wild.store import MADE, SOURCES, SPLITS, open_split, text
 
@@ -439,7 +490,7 @@ def _count(root: Path, options: PrepareConfig) -> dict[str, Any]:
                         "problem": text(rows[key][index]),
                     }
                 )
-    return {"masks": options.masks, "detections": options.detections, "splits": splits, "skipped": skipped}
+    return {"splits": splits, "skipped": skipped}
 
 
 def _print(manifest: dict[str, Any]) -> None:

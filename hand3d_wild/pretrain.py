@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hand3d_wild.config import PretrainConfig
+from hand3d_wild.config import PRETRAIN_RANGES, PretrainConfig
 from hand3d_wild.train import MANO_REMEDY, adam, build, length, lr_factor
 from shared.errors import DataError, exit_on_error
-from shared.options import parse
+from shared.options import check_ranges, parse
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,7 @@ def pretrain(options: PretrainConfig, config_yaml: str) -> dict[str, float]:
         raise DataError("--data.root is empty", remedy="python -m hand3d_wild.synthesize makes a set")
     if not options.data.mano:
         raise DataError("no MANO model is named", remedy=MANO_REMEDY)
+    check_ranges(options, PRETRAIN_RANGES)
     import torch
 
     from hand3d_wild.convert import checkpoint_of
@@ -80,8 +81,10 @@ def pretrain(options: PretrainConfig, config_yaml: str) -> dict[str, float]:
         "cache": options.data.cache,
     }
     train_set = SynthSamples(options.data.root, "train", seed=options.seed, limit=options.data.train_limit, **data)
-    val_set = None
-    if options.data.val_limit >= 0:
+    val_set, without = None, "none"
+    if train_set.manifest["options"].get("test") == 0:
+        without = "none, the set was made with --test 0"
+    elif options.data.val_limit >= 0:
         val_set = SynthSamples(options.data.root, "test", limit=options.data.val_limit, **data)
     options = length(options, len(train_set))  # type: ignore[assignment]
 
@@ -119,7 +122,7 @@ def pretrain(options: PretrainConfig, config_yaml: str) -> dict[str, float]:
     # ---- run
     if is_main_process():
         print(f"train: {train_set.summary}")
-        print(f"validation: {val_set.summary if val_set is not None else 'none'}")
+        print(f"validation: {val_set.summary if val_set is not None else without}")
         print(f"hand model: {mano.source} (sha256 {mano.sha256[:12]}...)")
         count = sum(p.numel() for p in network.parameters())
         print(f"network: {count:,} parameters, {options.model.form}, {options.model.image_size} pixels")

@@ -29,6 +29,7 @@ FORMAT, VERSION = "handpose/hand3d_wild/store", 1
 SPLITS = ("train", "test", "stb_test")
 SOURCES = ("panoptic", "mpii", "stb")
 TODO, MADE, SKIPPED = 0, 1, 2
+NAME_BYTES = 200  # of a picture's name; longer ones are skipped
 ROW = np.dtype(
     [
         ("picture", "u1"),  # TODO, MADE or SKIPPED
@@ -43,7 +44,7 @@ ROW = np.dtype(
         ("visible", "?", (21,)),
         ("joints_mm", "<f8", (21, 3)),  # mirrored like the picture, camera frame; NaN without 3-D
         ("detections", "<f4", (21, 3)),  # a 2-D detector's u, v, confidence in pixels of the crop
-        ("name", "S200"),
+        ("name", f"S{NAME_BYTES}"),
         ("problem", "S240"),  # why the picture was skipped
         ("mask_problem", "S240"),
         ("detection_problem", "S240"),

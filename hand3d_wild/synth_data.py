@@ -108,7 +108,9 @@ class SynthSamples:
                 if count
                 else "the split holds no picture",
                 path=self.root / split,
-                remedy="finish the set with python -m hand3d_wild.synthesize --resume and its options",
+                remedy="finish the set with python -m hand3d_wild.synthesize --resume and its options"
+                if missing
+                else f"the set was made with --{split} 0",
             )
         self.params, self.joints_2d = numbers["params"][chosen], numbers["joints_2d"][chosen]
         self.pool = noise_pool(seed, size)

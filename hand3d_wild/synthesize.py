@@ -41,6 +41,7 @@ EXTENT = (2.0, 2.4)
 FACING = ((0.0, 0.0, -1.0), (1.0, 0.0, 0.0), (0.0, -1.0, 0.0))
 """Rotation that shows the palm with the fingers up; the decoder's hand lies with its fingers along -x."""
 SPLITS = ("train", "test")
+KINDS = ("images", "masks")
 FORMAT, VERSION = "handpose/hand3d_wild/synthetic", 1
 _PART = 50  # pictures that a process takes at a time
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # of every complete PNG
@@ -201,7 +202,7 @@ def make_folders(out: Path) -> None:
     from hand3d_wild.store import make_folder
 
     for split in SPLITS:
-        for kind in ("images", "masks"):
+        for kind in KINDS:
             make_folder(out / split / kind)
 
 
@@ -260,10 +261,9 @@ def _make(indices: Sequence[int]) -> list[Placed]:
 
 def _parts(options: SynthesizeConfig) -> Iterator[list[Placed]]:
     """The numbers of all pictures in order, as they are made."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     import torch
+
+    from hand3d_wild.pool import in_processes
 
     count = options.train + options.test
     parts = [range(first, min(first + _PART, count)) for first in range(0, count, _PART)]
@@ -276,12 +276,7 @@ def _parts(options: SynthesizeConfig) -> Iterator[list[Placed]]:
         finally:
             torch.set_num_threads(threads)
         return
-    # spawn: a fork of a process with torch threads can hang
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(options,)) as pool:
-        try:
-            yield from pool.map(_make, parts)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from in_processes(_make, parts, workers, _start, options)
 
 
 def _manifest(options: SynthesizeConfig, mano: ManoModel) -> dict[str, Any]:
@@ -340,6 +335,8 @@ def _check(options: SynthesizeConfig) -> None:
         raise DataError(f"--train must be at least 1 and --test at least 0, got {options.train} and {options.test}")
     if options.workers < 1:
         raise DataError(f"--workers must be at least 1, got {options.workers}")
+    if options.seed < 0:
+        raise DataError(f"--seed must not be negative, got {options.seed}")
     for name in ("pose_range", "shape_range", "facing"):
         value = getattr(options, name)
         if not (math.isfinite(value) and value >= 0):
@@ -352,7 +349,8 @@ def synthesize(options: SynthesizeConfig, *, progress: bool = False) -> dict[str
     """Renders a set, or what is missing of it; returns the pictures per split.
 
     Raises:
-        DataError: options that cannot be; a folder that holds another set, or one and no ``resume``.
+        DataError: options that cannot be; a folder that holds another set, or one and no ``resume``; a process that
+            was killed.
         MissingFileError: no hand model, meshes, scans or backgrounds where they should be.
     """
     import numpy as np
@@ -382,6 +380,13 @@ def synthesize(options: SynthesizeConfig, *, progress: bool = False) -> dict[str
             raise DataError(
                 "this folder holds a set already", path=out, remedy="continue it with --resume, or give another --out"
             )
+    elif any(file.is_file() for split in SPLITS for kind in KINDS for file in (out / split / kind).glob("*")):
+        # whole pictures are kept, and the numbers would be of other hands
+        raise DataError(
+            "this folder holds pictures of an unknown set (there is no manifest.json)",
+            path=out,
+            remedy="empty it, or give another --out",
+        )
     Painter(options)  # what is wrong with the user's folders is said here and not by a process of the pool
     make_folders(out)
     atomic_write_text(path, json.dumps(manifest, indent=1) + "\n")

@@ -13,9 +13,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hand3d_wild.config import LossOptions, ModelOptions, OptimOptions, PretrainConfig, TrainConfig, Weight
+from hand3d_wild.config import (
+    TRAIN_RANGES,
+    LossOptions,
+    ModelOptions,
+    OptimOptions,
+    PretrainConfig,
+    TrainConfig,
+    Weight,
+)
 from shared.errors import DataError, exit_on_error
-from shared.options import parse
+from shared.options import check_ranges, parse
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +180,7 @@ def main() -> None:
         TrainConfig,
         prog="python -m hand3d_wild.train",
         description="Train on prepared pictures. Presets: hand3d_wild/configs/*.yaml (perspective, 3d_norm, "
-        "3d_norm_no_detach, standin, tiny).",
+        "3d_norm_no_detach, author, standin, tiny).",
     )
     train(parsed.options, parsed.yaml)
 
@@ -190,6 +198,7 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
     if not options.data.mano:
         raise DataError("no MANO model is named", remedy=MANO_REMEDY)
     check_weights(options.loss)
+    check_ranges(options, TRAIN_RANGES)
     import torch
 
     from hand3d_wild.convert import checkpoint_of
@@ -253,8 +262,7 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
 
     def payload(net: nn.Module) -> dict[str, Any]:
         assert isinstance(net, WildNet)
-        data = {"mano": "standin" if options.data.mano == "standin" else "", "root": options.data.root}
-        return checkpoint_of(net, data=data).as_dict()
+        return checkpoint_of(net, data={"mano": "standin" if options.data.mano == "standin" else ""}).as_dict()
 
     def load(net: nn.Module, saved: Mapping[str, Any]) -> None:
         net.load_state_dict(saved["state_dict"])

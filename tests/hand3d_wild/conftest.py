@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -31,3 +36,18 @@ def config(trees: Path, out: Path, **changes: object) -> PrepareConfig:
     """Options that prepare all three sets in this process."""
     sets = {"panoptic": str(trees / "panoptic"), "mpii": str(trees / "mpii_nzsl"), "stb": str(trees / "stb")}
     return PrepareConfig(**{**sets, "out": str(out), "workers": 1, **changes})  # type: ignore[arg-type]
+
+
+def kill_a_worker() -> threading.Thread:
+    """Kills the first process that this one starts, as soon as it is there."""
+
+    def wait() -> None:
+        for _ in range(2000):
+            if children := multiprocessing.active_children():
+                os.kill(children[0].pid or 0, signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread

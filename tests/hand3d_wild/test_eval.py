@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from hand3d_wild.convert import checkpoint_of, save_checkpoint
 from hand3d_wild.eval import aligned, errors_of, evaluate, in_order, item_of, main, mean_pose, open_frames
 from hand3d_wild.inference import Hand, Predictor
 from hand3d_wild.model import WildNet
-from hand3d_wild.prepare import to_wild
+from hand3d_wild.prepare import detections_folder, prepare, to_wild
 from hand3d_wild.synthesize import main as synthesize
 from shared.errors import DataError, MissingFileError
 from shared.mano import load_mano
 from shared.predictions import read_rows
 from shared.standin.all import write_sets
+from tests.hand3d_wild.conftest import config
 
 SETS = ("stb", "dexter_object", "egodexter", "mpii_nzsl")
 
@@ -156,6 +158,110 @@ def test_heat_maps_come_from_labels_or_detections(trees: dict[str, str], tmp_pat
     assert ours is not None
     assert labels is not None
     assert np.abs(ours - labels).max() < 1e-5
+
+
+def test_a_detector_that_misses_hands_is_evaluated(
+    trees: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, det = checkpoint(tmp_path / "net.pt", "heatmaps"), tmp_path / "det"
+    words = [net, "--dataset", "stb", "--root", trees["stb"], "--out", str(tmp_path / "out"), "--heatmaps", str(det)]
+    places = open_frames(EvalConfig(dataset="stb", root=trees["stb"]))
+    names = [frames.names()[i] for frames, i in places]
+    for name in names:
+        (det / f"stb/{name}_keypoints.json").parent.mkdir(parents=True, exist_ok=True)
+        (det / f"stb/{name}_keypoints.json").write_text('{"people": []}')
+    (det / f"stb/{names[0]}_keypoints.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predictor, "predict", lambda *_: 1 / 0)  # all files are looked for before anything is predicted
+        with pytest.raises(MissingFileError, match=f"no such keypoint file, as for 1 of {len(names)} pictures"):
+            main(words)
+    (det / f"stb/{names[0]}_keypoints.json").write_text('{"people": []}')
+    with pytest.raises(DataError, match="not a single picture has a detected hand"):
+        main(words)
+    hand = np.concatenate((np.random.default_rng(0).uniform(200, 300, (21, 2)), np.ones((21, 1))), 1).ravel().tolist()
+    side = places[0][0][places[0][1]].side
+    (det / f"stb/{names[0]}_keypoints.json").write_text(json.dumps({"people": [{f"hand_{side}_keypoints_2d": hand}]}))
+    main(words)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (metrics["pictures"], metrics["without_detections"]) == (len(names), len(names) - 1)
+    said = f"{len(names) - 1} of {len(names)} without detections"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "out/report.html").read_text()
+    (det / f"stb/{names[1]}_keypoints.json").write_text('{"people": 3}')
+    with pytest.raises(DataError, match="holds no 'people'"):
+        main(words)
+
+
+def test_detections_of_mpii_lie_in_either_folder(tmp_path: Path) -> None:
+    assert detections_folder(tmp_path, "mpii") == tmp_path / "mpii"
+    (tmp_path / "mpii_nzsl").mkdir()
+    assert detections_folder(tmp_path, "mpii") == tmp_path / "mpii_nzsl"
+    (tmp_path / "mpii").mkdir()
+    assert detections_folder(tmp_path, "mpii") == tmp_path / "mpii"
+    assert detections_folder(tmp_path, "mpii_nzsl") == tmp_path / "mpii_nzsl"
+    assert detections_folder(tmp_path, "stb") == tmp_path / "stb"
+
+
+def test_labels_without_joints_are_left_out_and_counted(
+    trees: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "mpii_nzsl"
+    shutil.copytree(trees["mpii_nzsl"], root)
+    file = next((root / "hand_labels/manual_test").glob("*.json"))
+    label = json.loads(file.read_text())
+    for name, seen in (("aa", 0), ("zz", 1)):  # no joint, and one alone
+        hidden = {**label, "hand_pts": [[*p[:2], seen if i == 0 else 0] for i, p in enumerate(label["hand_pts"])]}
+        file.with_name(f"{name}.json").write_text(json.dumps(hidden))
+        shutil.copy(file.with_suffix(".jpg"), file.with_name(f"{name}.jpg"))
+    words = [checkpoint(tmp_path / "net.pt"), "--dataset", "mpii_nzsl", "--out", str(tmp_path / "out"), "--root"]
+    main([*words, str(root), "--batch_size", "1"])
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (metrics["pictures"], metrics["labels_without_joints"], metrics["complete"]) == (1, 2, True)
+    assert "left out 2 labels without joints" in capsys.readouterr().out
+    for suffix in (".json", ".jpg"):
+        file.with_suffix(suffix).unlink()
+    with pytest.raises(DataError, match="not a single label has a joint"):
+        main([*words, str(root)])
+
+
+def test_a_set_with_gaps_is_not_complete(
+    trees: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dataset in ("stb", "dexter_object", "mpii_nzsl"):
+        root = tmp_path / dataset
+        shutil.copytree(trees[dataset], root)
+        words = [checkpoint(tmp_path / "net.pt"), "--dataset", dataset, "--root", str(root), "--out", str(root / "out")]
+        main(words)
+        whole = json.loads((root / "out/metrics.json").read_text())
+        few = dataset == "dexter_object"  # the stand-in draws two of its six sequences
+        assert (whole["complete"], whole["missing"]) == (not few, {"sequences without folder": 4} if few else {})
+        assert ("part of the set" in capsys.readouterr().out) == few
+        if dataset == "stb":
+            next((root / "images").glob("B1*/BB_left*.png")).unlink()
+            gap = {"labels without picture": 1}
+        elif dataset == "dexter_object":
+            frames = open_frames(EvalConfig(dataset="dexter_object", root=str(root)))[0][0]
+            shutil.rmtree(frames.path(0).parents[1])
+            gap = {"sequences without folder": 5}
+        else:
+            file = next((root / "hand_labels/manual_test").glob("*.json"))
+            shutil.copy(file, file.with_name("alone.json"))
+            gap = {"labels without picture": 1}
+        main(words)
+        metrics = json.loads((root / "out/metrics.json").read_text())
+        assert (metrics["complete"], metrics["missing"]) == (False, gap)
+        said = "(a part of the set, {1} {0})".format(*next(iter(gap.items())))
+        assert said in capsys.readouterr().out
+        assert said in (root / "out/report.html").read_text()
+
+
+def test_a_store_without_3d_gives_no_baseline_and_says_so(
+    trees: dict[str, str], wild_trees: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(config(wild_trees, tmp_path / "store", panoptic="", stb="", masks="none"))
+    words = [checkpoint(tmp_path / "net.pt"), "--dataset", "stb", "--root", trees["stb"], "--limit", "2"]
+    main([*words, "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")])
+    assert "no mean pose to compare with: the store's training split has no 3-D labels" in capsys.readouterr().out
 
 
 def test_the_synthetic_set_is_evaluated(tmp_path: Path) -> None:

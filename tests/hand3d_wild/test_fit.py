@@ -55,6 +55,21 @@ def test_fit_to_joints(decoder: Decoder) -> None:
     assert float(one.error_px[0]) < 1.5
 
 
+def test_a_hand_does_not_depend_on_its_neighbours(decoder: Decoder) -> None:
+    truth = hands(8)
+    with torch.no_grad():
+        joints = decoder(truth).joints_2d
+    start = torch.tensor(OFFSET).repeat(8, 1)
+    together = fit_hands(decoder, joints_2d=joints, start=start)
+    for i in range(0, 8, 3):
+        alone = fit_hands(decoder, joints_2d=joints[i : i + 1], start=start[i : i + 1])
+        difference = float((alone.params[0] - together.params[i]).abs().max())
+        print(f"hand {i}: objective {float(alone.objective):.4f} alone, max diff of the numbers {difference:.3g}")
+        assert abs(float(alone.objective - together.objective[i])) < 0.01
+        assert abs(float(alone.error_px - together.error_px[i])) < 0.05
+    assert together.error_px.max() < 1.5  # what the prior leaves
+
+
 def test_fit_to_a_mask_moves_the_hand_onto_it(decoder: Decoder) -> None:
     truth = hands(3)
     masks = np.stack([silhouette(decoder, vector) for vector in truth])
@@ -81,6 +96,10 @@ def test_what_cannot_be_fitted(decoder: Decoder) -> None:
         fit_hands(decoder, joints_2d=torch.zeros(1, 5, 2))
     with pytest.raises(DataError, match="a joint of weight above 0"):
         fit_hands(decoder, joints_2d=torch.zeros(1, 21, 2), confidence=torch.zeros(1, 21))
+    weights = torch.ones(1, 21)
+    weights[0, 3] = -1  # would push the joint away from its label
+    with pytest.raises(DataError, match=r"weights \(B, 21\) of at least 0"):
+        fit_hands(decoder, joints_2d=torch.zeros(1, 21, 2), confidence=weights)
     with pytest.raises(DataError, match="each with hand pixels"):
         fit_hands(decoder, mask=torch.zeros(1, 256, 256))
 

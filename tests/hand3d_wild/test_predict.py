@@ -16,7 +16,7 @@ from hand3d_wild.decoder import Decoder
 from hand3d_wild.heatmaps import gaussian_maps, peaks_of, read_maps, write_group
 from hand3d_wild.inference import Predictor, View
 from hand3d_wild.model import WildNet
-from hand3d_wild.predict import main, share_problem, view_of
+from hand3d_wild.predict import main, read_keypoints, share_problem, view_of
 from shared.datasets import mpii_nzsl
 from shared.errors import DataError, MissingFileError
 from shared.frames import list_files
@@ -284,6 +284,60 @@ def test_a_video_is_seen_in_order_upright_and_in_its_colours(net: str, tmp_path:
     assert_video_crops(tmp_path / "out/clip")
 
 
+def test_the_users_files_are_not_overwritten(photo: Path, net: str) -> None:
+    keypoints = photo.parent / "keypoints.json"
+    mine = keypoints.rename(photo.parent / "photo.json").read_bytes()
+    words = [
+        str(photo),
+        "--checkpoint",
+        net,
+        "--out",
+        str(photo.parent),
+        "--keypoints",
+        str(photo.parent / "photo.json"),
+    ]
+    with pytest.raises(DataError, match=r"photo\.json: would be overwritten by the results -- give another --out"):
+        main(words)
+    assert (photo.parent / "photo.json").read_bytes() == mine
+    assert not (photo.parent / "photo.npz").exists()
+
+
+def test_a_hand_is_not_followed_into_another_video(photo: Path, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    real = view_of
+
+    def spy(rgb: Any, corners: Any, side: str, name: str) -> View:
+        seen.append(len(corners) == 21)  # of the joints before, not of the box
+        return real(rgb, np.array([[20.0, 20], [80, 80]]), side, name)
+
+    monkeypatch.setattr("hand3d_wild.predict.view_of", spy)
+    frames = [Image.open(photo), Image.open(photo).rotate(180)]
+    for name in ("one.gif", "two.gif"):
+        frames[0].save(photo.parent / name, save_all=True, append_images=frames[1:])
+    inputs = [str(photo.parent / name) for name in ("one.gif", "two.gif", "photo.png")]
+    words = ["--checkpoint", net, "--bbox", "20,20,60,60", "--out", str(photo.parent / "out"), "--track"]
+    assert main([*inputs, *words]) == 0
+    assert seen == [False, True, False, True, False]
+
+
+def test_who_follows_needs_keypoints_of_the_first_frame_only(photo: Path, net: str, tmp_path: Path) -> None:
+    frames = [Image.open(photo)] * 3
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=[f.rotate(n) for n, f in enumerate(frames[1:], 1)])
+    points = json.loads((tmp_path / "keypoints.json").read_text())["photo.png"]
+    (tmp_path / "first.json").write_text(json.dumps({"a/000000": points}))
+    words = [str(tmp_path / "a.webp"), "--checkpoint", net, "--keypoints", str(tmp_path / "first.json")]
+    assert main([*words, "--out", str(tmp_path / "o"), "--track"]) == 0
+    assert len(list((tmp_path / "o/a").glob("*.json"))) == 3
+    for more in ([], ["--track", "--fit", "joints"]):
+        assert main([*words, "--out", str(tmp_path / "p"), *more]) == 1
+
+
+def test_a_negative_confidence_is_a_missing_joint(tmp_path: Path) -> None:
+    points = [[1.0, 2.0, 0.5]] * 20 + [[0.0, 0.0, -1.0]]
+    (tmp_path / "a.json").write_text(json.dumps({"a": points}))
+    assert read_keypoints(str(tmp_path / "a.json"), "wild")["a"][:, 2].min() == 0
+
+
 def test_what_is_refused(photo: Path, net: str, tmp_path: Path) -> None:
     box = ["--bbox", "10,10,50,50"]
     files = {
@@ -318,6 +372,8 @@ def test_what_is_refused(photo: Path, net: str, tmp_path: Path) -> None:
         ),
         ([*box, "--out", str(tmp_path / "list.json")], r"list\.json: cannot be a folder \(File exists\)"),
         ([*box, "--batch_size", "0"], "--batch_size must be at least 1"),
+        ([*box, "--masks", str(tmp_path)], "--masks are for the fit"),
+        (["--crops", "--track"], "--track looks for a box"),
         ([*box, "--checkpoint", ""], "no checkpoint is given"),
     ]
     for words, message in cases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from shared.camera import project
 from shared.datasets import mpii_nzsl, stb
 from shared.errors import DataError, MissingFileError
 from shared.skeletons import reorder
-from tests.hand3d_wild.conftest import config
+from tests.hand3d_wild.conftest import config, kill_a_worker
 
 
 def row_of(store: Path, split: str, name: str) -> np.void:
@@ -151,12 +152,29 @@ def test_nothing_usable_is_an_error(wild_trees: Path, tmp_path: Path) -> None:
         prepare(config(root, tmp_path / "store", stb="", mpii=""))
 
 
+def test_a_killed_worker_ends_the_run(wild_trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hand3d_wild.prepare.CHUNK", 1)
+    killer = kill_a_worker()
+    with pytest.raises(DataError, match=r"a worker was killed \(out of memory\?\) -- go on with --resume"):
+        prepare(config(wild_trees, tmp_path / "store", stb="", mpii="", masks="none", workers=2))
+    killer.join()
+    again = config(wild_trees, tmp_path / "store", stb="", mpii="", masks="none", resume=True)
+    assert prepare(again)["splits"]["train"]["pictures"] == 4
+
+
 @pytest.mark.slow
-def test_workers_and_kills_do_not_change_a_store(wild_trees: Path, tmp_path: Path) -> None:
+def test_workers_and_kills_do_not_change_a_store(
+    wild_trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hand3d_wild.prepare.CHUNK", 1)
     whole, out = tmp_path / "whole", tmp_path / "store"
     some = {"panoptic": "", "stb_cameras": "left", "limit": 2}
     prepare(config(wild_trees, whole, **some))
-    prepare(config(wild_trees, out, workers=2, masks="none", **some))  # as if killed before the masks
+    killer = kill_a_worker()
+    with pytest.raises(DataError, match="a worker was killed"):
+        prepare(config(wild_trees, out, workers=2, **some))
+    killer.join()
+    prepare(config(wild_trees, out, workers=2, resume=True, masks="none", **some))  # as if killed before the masks
     arrays = open_split(out, "train", write=True)
     arrays.rows[1:3]["picture"] = 0
     arrays.pictures[1:3] = 0
@@ -184,6 +202,61 @@ def test_masks_of_the_user(wild_trees: Path, wild_store: Path, tmp_path: Path) -
     assert "expected 320x320 pixels" in problems[other]
     assert any("no such picture" in problem for problem in problems.values())
     assert manifest["splits"]["train"]["masks"] == 0
+
+
+def test_masks_of_two_sources_are_not_mixed(wild_trees: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    some = {"stb": "", "mpii": ""}
+    out = tmp_path / "store"
+    prepare(config(wild_trees, out, masks="none", **some))
+    assert read_manifest(out)["masks"] == "none"
+    with pytest.MonkeyPatch.context() as patch:  # killed after the masks
+        patch.setattr("hand3d_wild.prepare._count", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(config(wild_trees, out, resume=True, **some))
+    assert read_manifest(out)["masks"] == "grabcut"
+    with pytest.raises(DataError, match="holds masks of --masks grabcut -- resume with --masks grabcut or none"):
+        prepare(config(wild_trees, out, resume=True, masks=str(tmp_path / "masks"), **some))
+    prepare(config(wild_trees, out, resume=True, masks="none", **some))
+    manifest = read_manifest(out)
+    assert manifest["masks"] == "grabcut"
+    assert manifest["splits"]["train"]["masks"] == 4
+
+
+def test_names_that_are_not_utf8_or_too_long(wild_trees: Path, tmp_path: Path) -> None:
+    root = tmp_path / "trees"
+    shutil.copytree(wild_trees / "mpii_nzsl", root / "mpii_nzsl")
+    folder = root / "mpii_nzsl/hand_labels/manual_train"
+    stems = sorted(p.stem for p in folder.glob("*.json"))
+    odd = os.fsdecode(b"caf\xe9")
+    for stem, name in zip(stems, (odd, "x" * 190), strict=False):
+        for suffix in (".jpg", ".json"):
+            (folder / f"{stem}{suffix}").rename(folder / f"{name}{suffix}")
+    mask = np.zeros((320, 320), np.uint8)
+    mask[100:200] = 255
+    (tmp_path / "masks/mpii/manual_train").mkdir(parents=True)
+    Image.fromarray(mask).save(tmp_path / f"masks/mpii/manual_train/{odd}.png")
+    manifest = prepare(config(root, tmp_path / "store", stb="", panoptic="", masks=str(tmp_path / "masks")))
+    rows = open_split(tmp_path / "store", "train").rows
+    assert b"manual_train/caf\xe9" in rows["name"].tolist()
+    assert manifest["splits"]["train"]["masks"] == 1
+    skipped = [item["problem"] for item in manifest["skipped"] if item["what"] == "picture"]
+    assert skipped == ["the name has 203 bytes, at most 200 are kept"]
+    prepare(config(root, tmp_path / "store", stb="", panoptic="", masks="none", resume=True))
+
+
+def test_a_picture_that_the_disk_refuses_is_skipped(wild_trees: Path, tmp_path: Path) -> None:
+    root = tmp_path / "trees"
+    shutil.copytree(wild_trees / "mpii_nzsl", root / "mpii_nzsl")
+    folder = root / "mpii_nzsl/hand_labels/manual_train"
+    for suffix, file in zip((".jpg", ".json"), sorted(folder.glob("*.json")), strict=False):
+        file.with_suffix(suffix).unlink()
+        file.with_suffix(suffix).symlink_to("/proc/self/mem")
+    manifest = prepare(config(root, tmp_path / "store", stb="", panoptic="", masks="none"))
+    assert [item["problem"].split(": ")[1] for item in manifest["skipped"]] == [
+        "cannot be read (Input/output error)"
+    ] * 2
+    assert manifest["splits"]["train"]["pictures"] == 1
 
 
 def write_openpose(folder: Path, name: str, side: str, points: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from hand3d_wild.synthesize import EXTENT, SIZE, Draw, Painter, draw, main, plac
 from hand3d_wild.synthesize_config import SynthesizeConfig
 from shared.errors import DataError, MissingFileError
 from shared.mano import load_mano
+from tests.hand3d_wild.conftest import kill_a_worker
 from tests.hand3d_wild.golden_files import arrays, golden_hand, max_diff
 
 ROOT = Path(__file__).parents[2]
@@ -220,6 +221,26 @@ def test_resume_after_an_interruption(made: Path, tmp_path: Path, monkeypatch: p
     assert contents(out) == contents(made)
 
 
+def test_pictures_of_an_unknown_set_are_not_kept(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    synthesize(options(out, train=1, test=1))
+    (out / "manifest.json").unlink()
+    before = contents(out)
+    for resume in (False, True):
+        with pytest.raises(DataError, match=r"pictures of an unknown set .* -- empty it, or give another --out"):
+            synthesize(options(out, train=1, test=1, seed=7, resume=resume))
+    assert contents(out) == before
+
+
+def test_a_killed_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hand3d_wild.synthesize._PART", 1)
+    killer = kill_a_worker()
+    with pytest.raises(DataError, match=r"a worker was killed \(out of memory\?\) -- go on with --resume"):
+        synthesize(options(tmp_path / "set", workers=2))
+    killer.join()
+    assert synthesize(options(tmp_path / "set", resume=True)) == {"train": 5, "test": 2}
+
+
 def test_other_options_do_not_continue_a_set(made: Path) -> None:
     for changes, named in (({"seed": 4}, "seed"), ({"train": 6}, "train"), ({"pose_range": 1.0}, "pose_range")):
         with pytest.raises(DataError, match=f"with other options: {named}"):
@@ -238,6 +259,7 @@ def test_other_options_do_not_continue_a_set(made: Path) -> None:
         ({"train": 0}, "--train must be at least 1"),
         ({"test": -1}, "--test at least 0, got 5 and -1"),
         ({"workers": 0}, "--workers must be at least 1"),
+        ({"seed": -1}, "--seed must not be negative, got -1"),
         ({"pose_range": -1.0}, "--pose_range must not be negative, got -1.0"),
         ({"shape_range": float("nan")}, "--shape_range must not be negative, got nan"),
     ],
@@ -399,6 +421,12 @@ def test_backgrounds_of_a_folder_take_turns(tmp_path: Path) -> None:
     (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:2000])  # its head can be read
     with pytest.raises(DataError, match=r"4\.png: cannot be read as a picture"):
         load_background(folder / "4.png", SIZE)
+
+
+def test_backgrounds_of_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "1.png")
+    with pytest.raises(DataError, match=r"1\.png: cannot be read as a picture \(expected 8 bits, its mode is I;16\)"):
+        list_pictures(tmp_path)
 
 
 def test_procedural_backgrounds_differ_and_repeat() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shared.options import TrainOptions
+from shared.options import TrainOptions, check_ranges
 
 DatasetName = Literal["ho3d", "dexycb"]
 TipsName = Literal["manopth", "ho3d", "ho3d_viewer", "freihand", "smplx", "wild"]
@@ -26,7 +27,7 @@ class DataOptions:
         dexycb_split: what DexYCB is tested on: test (the readme and the published files), or val (the newest code)
         sides: hands that are used; left ones are mirrored
         box_rule: reference (the author's helper, one pixel lost, boxes moved in) or clipped (exact)
-        missing: test frames that are not on disk: error, or skip (counted; for a part of a data set)
+        missing: frames that are not on disk: error, or skip (counted; for a part of a data set)
         index: folder for the lists of frames without a label, so that the next start is quicker; empty keeps none
         train_limit: train on this many frames, evenly spread; 0 means all [frames]
         test_limit: test on this many frames, evenly spread; 0 means all (a submission needs all) [frames]
@@ -153,6 +154,24 @@ class TrainConfig(TrainOptions):
     optim: OptimOptions = field(default_factory=OptimOptions)
     loss: LossOptions = field(default_factory=LossOptions)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(
+            self,
+            {
+                "data.train_limit": (0, math.inf),
+                "data.test_limit": (0, math.inf),
+                "data.val_limit": (-1, math.inf),
+                "augment.scale": (0, 0.99),
+                "augment.rotate_deg": (0, 180),
+                "augment.rotate_share": (0, 1),
+                "augment.colour": (0, 1),
+                "optim.lr": (0, math.inf),
+                "optim.reference_batch": (0, math.inf),
+                "optim.warmup_steps": (0, math.inf),
+            },
+        )
+
 
 @dataclass
 class EvalData:
@@ -171,11 +190,11 @@ class EvalData:
 
     root: str = ""
     dataset: DatasetName | None = None
-    annotations: str = ""
+    annotations: str | None = None
     mano: str = ""
-    mano_left: str = ""
-    dexycb_split: Literal["test", "val"] = "test"
-    missing: Literal["error", "skip"] = "error"
+    mano_left: str | None = None
+    dexycb_split: Literal["test", "val"] | None = None
+    missing: Literal["error", "skip"] | None = None
     limit: int = 0
 
 
@@ -205,6 +224,10 @@ class EvalConfig:
     baseline: bool = True
     decimals: int = 6
     data: EvalData = field(default_factory=EvalData)
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "workers": 0, "decimals": 0, "data.limit": 0}
+        check_ranges(self, {name: (low, math.inf) for name, low in least.items()})
 
 
 @dataclass

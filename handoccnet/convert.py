@@ -172,15 +172,16 @@ def _reshape(ours: str, value: Tensor) -> Tensor:
     return value
 
 
-def _check_ignored(state: dict[str, Tensor], mano: ManoModel, path: Path) -> None:
-    """Takes the constants out of a snapshot's state; warns where its hand is not the user's."""
+def _check_ignored(state: dict[str, Tensor], mano: ManoModel, path: Path) -> bool:
+    """Takes the constants out of a snapshot's state; warns where its hand is not the user's, True where it is."""
     import torch
 
-    differences = []
+    compared, differences = 0, []
     for name, of in _MANO_BUFFERS.items():
         value, expected = state.pop(f"regressor.mano_regHead.mano_layer.{name}", None), of(mano)
         if value is None or expected is None:
             continue
+        compared += 1
         ours = torch.as_tensor(expected)
         if value.shape != ours.shape:
             differences.append(f"{name} has shape {tuple(value.shape)}, not {tuple(ours.shape)}")
@@ -190,7 +191,7 @@ def _check_ignored(state: dict[str, Tensor], mano: ManoModel, path: Path) -> Non
         warnings.warn(
             f"{path}: the hand inside this snapshot is not that of {mano.source} ({'; '.join(differences)}); the "
             "latter is used, and the network was trained with another",
-            stacklevel=3,
+            stacklevel=4,
         )
     for name in ("uu", "vv"):
         grid = state.pop(f"regressor.hand_regHead.{name}", None)
@@ -206,6 +207,7 @@ def _check_ignored(state: dict[str, Tensor], mano: ManoModel, path: Path) -> Non
             )
     for name in [key for key in state if key.startswith("fitting_loss.")]:  # in snapshots since October 2023
         del state[name]
+    return compared > 0 and not differences
 
 
 def read_reference(
@@ -223,6 +225,13 @@ def read_reference(
         MissingFileError, DataError: no such file; not a snapshot of this network, with everything that is missing or
             unexpected.
     """
+    return _read_reference(path, mano, **sizes)[:2]
+
+
+def _read_reference(
+    path: str | Path, mano: ManoModel | str | Path, **sizes: Any
+) -> tuple[HandOccNet, dict[str, Any], bool]:
+    """:func:`read_reference` and whether the snapshot's hand is the user's."""
     from handoccnet.model import HandOccNet
 
     path, hand = Path(path), hand_model(mano)
@@ -232,7 +241,7 @@ def read_reference(
     remedy = "give a snapshot_*.pth.tar of the original program"
     network = check_tensors(outer.get("network", content), path, "has no 'network' entry with the weights", remedy)
     theirs = {str(key).removeprefix("module."): to_cpu(value) for key, value in network.items()}
-    _check_ignored(theirs, hand, path)
+    same_hand = _check_ignored(theirs, hand, path)
     state: dict[str, Tensor] = {}
     for key, value in theirs.items():
         ours = reference_key_to_ours(key)
@@ -241,7 +250,7 @@ def read_reference(
     check_state(state, model.state_dict(), path, "HandOccNet", WHOLE_NETWORK)
     model.load_state_dict(state)
     rest = {key: value for key, value in outer.items() if key not in ("network", "optimizer")}
-    return model.eval(), rest
+    return model.eval(), rest, same_hand
 
 
 def load_reference(path: str | Path, *, mano: ManoModel | str | Path, **sizes: Any) -> nn.Module:
@@ -340,14 +349,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--mano", required=True, help='your MANO_RIGHT.pkl (or its .npz), compared with the one inside; or "standin"'
     )
     args = parser.parse_args(argv)
-    network, rest = read_reference(args.input, mano=args.mano)
+    network, rest, same_hand = _read_reference(args.input, args.mano)
     epoch = rest.get("epoch")
-    known = {"epoch": epoch} if isinstance(epoch, int) else {}
+    known: dict[str, Any] = {"epoch": epoch + 1} if isinstance(epoch, int) else {}  # theirs count from 0, names from 1
+    found = f", epoch {epoch + 1}" if isinstance(epoch, int) else ""
+    if not same_hand:
+        known["hand"] = "mano"
     checkpoint = checkpoint_of(network, source=args.input.name, **known)
-    checkpoint.mano_sha256 = ""  # the file it was trained with is not known, only that its arrays were compared
+    if not same_hand:  # it was trained with a MANO file, and not with this one
+        checkpoint.mano_sha256 = ""
     save_checkpoint(args.output, checkpoint)
     count = sum(p.numel() for p in network.parameters())
-    print(f"{args.output}: {count:,} parameters from {args.input}" + (f", epoch {epoch}" if known else ""))
+    print(f"{args.output}: {count:,} parameters from {args.input}" + found)
     return 0
 
 

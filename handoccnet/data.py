@@ -194,19 +194,16 @@ def _open(
 ) -> tuple[_Frames, Callable[[Frame], Path], bool]:
     """(frames, picture of a frame, whether nothing of the list was left out)."""
     root = Path(options.root)
-    missing: Literal["skip", "error"] = "skip" if split == "train" else options.missing
+    missing = options.missing
     if options.dataset == "ho3d":
         part: Literal["train", "evaluation"] = "train" if split == "train" else "evaluation"
         if options.annotations:
-            return _annotated(root / part, Path(options.annotations) / f"HO3D_{part}_data.json", missing)
+            annotated = _annotated(root / part, Path(options.annotations) / f"HO3D_{part}_data.json", missing)
+            return annotated if part == "train" else _with_truth(root, *annotated, with_verts=with_verts)
         verts = with_verts and part == "evaluation" and (root / "evaluation_verts.json").is_file()
         official = ho3d.open(root, part, depth=False, verts=verts, missing=missing, index=_index(options, part))
-        if split == "test" and official.unlabelled:
-            raise DataError(
-                f"{official.unlabelled} of {official.listed} evaluation frames have no label: they have no box",
-                path=root,
-                remedy="unpack the evaluation split again; no frame of it is left out silently",
-            )
+        if split == "test":
+            refuse_unlabelled(official, root)
         return _Frames(official), lambda frame: official.path(frame.name, "rgb"), not official.missing
     name = "s0_train" if split == "train" else f"s0_{options.dexycb_split}"
     if options.annotations:
@@ -222,7 +219,18 @@ def _open(
     toolkit = dexycb.open(
         root, name, depth=False, sides=sides, hands_components=components, missing=missing, index=index
     )
-    return _Frames(toolkit), lambda frame: toolkit.path(frame.name, "color"), not toolkit.missing
+    complete = not toolkit.missing and not toolkit.other_side
+    return _Frames(toolkit), lambda frame: toolkit.path(frame.name, "color"), complete
+
+
+def refuse_unlabelled(official: ho3d.HO3D, root: Path) -> None:
+    """Stops where evaluation frames of HO-3D have no label."""
+    if official.unlabelled:
+        raise DataError(
+            f"{official.unlabelled} of {official.listed} evaluation frames have no label: they have no box",
+            path=root,
+            remedy="unpack the evaluation split again; no frame of it is left out silently",
+        )
 
 
 def _annotated(
@@ -235,8 +243,75 @@ def _annotated(
             remedy="make it with python -m handoccnet.prepare, or leave out --data.annotations to read the metas",
         )
     frames = handoccnet_json.open(root, file, missing=missing)
-    names = dict(zip(frames.names(), (frames.annotations.file_names[i] for i in frames._rows), strict=True))
-    return _Frames(frames), lambda frame: root / names[frame.name], not frames.missing
+    names = dict(zip(frames.names(), (frames.annotations.file_names[i] for i in frames.rows), strict=True))
+    complete = frames.annotations.complete and not frames.missing
+    return _Frames(frames), lambda frame: root / names[frame.name], complete
+
+
+class _Evaluation(_Frames):
+    """HO-3D's evaluation frames of an annotation file with their lines in the official list, and what it gives them."""
+
+    def __init__(
+        self, frames: _Frames, lines: list[int], xyz: Float | None, verts: NDArray[np.float32] | None, note: str
+    ) -> None:
+        super().__init__(frames.reader)
+        self.lines, self.xyz, self.verts, self.note = lines, xyz, verts, note
+
+    def __iter__(self) -> Iterator[Frame]:
+        for line, frame in zip(self.lines, super().__iter__(), strict=True):
+            extra = {**frame.extra, "list_index": line}
+            if self.xyz is None:
+                yield replace(frame, extra=extra)
+                continue
+            joints_mm = self.xyz[line]
+            if np.linalg.norm(joints_mm[0] - extra["root_mm"]) > ho3d.WRIST_MM:
+                raise DataError(
+                    f"{frame.name}: evaluation_xyz.json puts the wrist of line {line + 1} at "
+                    f"{joints_mm[0].round().tolist()} mm, the annotation at {extra['root_mm'].round().tolist()} mm",
+                    remedy="the ground truth belongs to another list or version of HO-3D",
+                )
+            verts_mm = None if self.verts is None else self.verts[line].astype(np.float64)
+            yield replace(frame, joints_mm=joints_mm, skeleton=ho3d.SKELETON, verts_mm=verts_mm, extra=extra)
+
+    def summary(self) -> str:
+        return super().summary() + self.note
+
+
+def _with_truth(
+    root: Path, frames: _Frames, path_of: Callable[[Frame], Path], complete: bool, *, with_verts: bool
+) -> tuple[_Frames, Callable[[Frame], Path], bool]:
+    """Annotated evaluation frames with the public ground truth in the root; complete by the official list.
+
+    Without ``evaluation.txt``, which HandOccNet's layout does not need, the file's order is taken for the list's, and
+    the number of frames says whether it can be the whole list.
+    """
+    names = [name.replace("/rgb/", "/") for name in frames.reader.names()]
+    official = root / "evaluation.txt"
+    if official.is_file():
+        listed = ho3d.read_list(official)
+        line_of = {name: line for line, name in enumerate(listed)}
+        strangers = [name for name in names if name not in line_of]
+        if strangers:
+            raise DataError(
+                f"{len(strangers)} annotated frames are not in the list, the first is {strangers[0]}",
+                path=official,
+                remedy="the annotations belong to another version of HO-3D: python -m handoccnet.prepare makes them",
+            )
+        lines, count = [line_of[name] for name in names], len(listed)
+        note = "" if names == listed else f"; evaluation.txt has {count} frames, or another order"
+        complete = complete and names == listed
+    else:
+        lines, count = frames.reader.rows.tolist(), len(frames.reader.annotations)
+        whole = count in {splits["evaluation"] for splits in ho3d.LISTED.values()}
+        note = "" if whole else "; no evaluation.txt, and not as many frames as an official list has"
+        complete = complete and whole
+    if not (root / "evaluation_xyz.json").is_file():
+        return _Evaluation(frames, lines, None, None, f"{note}; wrist only (no evaluation_xyz.json)"), path_of, complete
+    xyz = ho3d.of_length(ho3d.read_evaluation_xyz(root / "evaluation_xyz.json"), count, root, "xyz")
+    verts = None
+    if with_verts and (root / "evaluation_verts.json").is_file():
+        verts = ho3d.of_length(ho3d.read_evaluation_verts(root / "evaluation_verts.json"), count, root, "verts")
+    return _Evaluation(frames, lines, xyz, verts, f"{note}; joints from evaluation_xyz.json"), path_of, complete
 
 
 def _index(options: DataOptions, split: str) -> Path | None:

@@ -8,6 +8,7 @@ Ends with a table, ``metrics.json`` and a report with pictures. No frame is ever
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +42,23 @@ def main() -> None:
 def data_options(options: EvalConfig, trained: dict[str, Any]) -> DataOptions:
     """The test data: what the command line says, else as in training."""
     given = options.data
+    dataset = given.dataset or trained.get("dataset", "ho3d")
+
+    def as_trained(value: str | None, name: str, otherwise: str) -> Any:
+        if value is not None:
+            return value
+        return trained.get(name, otherwise) if dataset == trained.get("dataset") else otherwise
+
     return DataOptions(
-        dataset=given.dataset or trained.get("dataset", "ho3d"),
+        dataset=dataset,
         root=given.root,
-        annotations=given.annotations,
+        annotations=as_trained(given.annotations, "annotations", ""),
         mano=given.mano or trained.get("mano", ""),
-        mano_left=given.mano_left,
-        dexycb_split=given.dexycb_split,
+        mano_left=as_trained(given.mano_left, "mano_left", ""),
+        dexycb_split=as_trained(given.dexycb_split, "dexycb_split", "test"),
         sides=trained.get("sides", "both"),
         box_rule=trained.get("box_rule", "reference"),
-        missing=given.missing,
+        missing=as_trained(given.missing, "missing", "error"),
         test_limit=given.limit,
     )
 
@@ -63,11 +71,42 @@ def output_folder(options: EvalConfig) -> Path:
     return (folder.parent if folder.name == "checkpoints" else folder) / "eval"
 
 
+def check_writable(out: Path) -> None:
+    """Creates the folder of the results; raises OSError where nothing can be written into it."""
+    import tempfile
+
+    out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()
+
+
+def refuse_replacing(out: Path, dataset: str, split: str, complete: bool) -> None:
+    """Stops where the numbers of a whole split would make way for those of a part of it or of another split.
+
+    Raises:
+        DataError: names the file.
+    """
+    path = out / "metrics.json"
+    try:
+        there = json.loads(path.read_bytes())
+        old, whole = (there["dataset"], there["split"]), there["complete"] is True
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not ours
+        return
+    if whole and (not complete or old != (dataset, split)):
+        now = f"{'' if complete else 'a part of '}{dataset} {split}"
+        raise DataError(
+            f"holds the numbers of the whole {' '.join(map(str, old))}; those of {now} would replace it",
+            path=path,
+            remedy="give another --out",
+        )
+
+
 def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     """Predicts, writes, scores and reports; returns what is in ``metrics.json``, or {} without ground truth.
 
     Raises:
-        DataError: no checkpoint or several, one of another method, no MANO, bad data.
+        DataError: no checkpoint or several, one of another method, no MANO, bad data, results that would replace those
+            of more frames.
+        OSError: nothing can be written into the folder of the results.
     """
     if len(options.checkpoint) != 1:
         raise DataError(
@@ -86,25 +125,36 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
     checkpoint = load_checkpoint(options.checkpoint[0])
     data = data_options(options, checkpoint.extra.get("data", {}))
     right, left = open_mano(data)
+    out = output_folder(options)
+    check_writable(out)
+
+    # ---- all that may be missing, before the hours of predicting
     labels = load_labels(data, "test", right, left, verts=True)
     print(labels.summary, flush=True)
+    split = "evaluation" if data.dataset == "ho3d" else f"s0_{data.dexycb_split}"
+    refuse_replacing(out, data.dataset, split, labels.complete)
+    gt_verts_mm, truth = true_meshes(labels, right) if labels.has_joints else (None, "")
+    mean = None
+    if options.baseline and labels.has_joints:
+        try:
+            mean = mean_hand(data, right, left)
+        except DataError as error:
+            print(f"no baseline: {error}", flush=True)
     network = prepare(checkpoint.build(right), device=device, precision=options.precision)
     pred_mm, verts_mm = predict_all(network, labels, options, size=int(checkpoint.model["image_size"]))
     if options.tips is not None:
         pred_mm = with_tips(pred_mm, verts_mm, options.tips)
     tips = options.tips or checkpoint.model["tips"]
 
-    out = output_folder(options)
     epoch = int(checkpoint.extra.get("epoch", 0))
-    pred_mm, verts_mm = write_and_read(out, epoch, data.dataset, labels, pred_mm, verts_mm, options.decimals)
-    if not labels.has_joints:
+    pred_mm, verts_mm = write_and_read(out, epoch, data.dataset, labels, pred_mm, verts_mm, options.decimals, split)
+    if gt_verts_mm is None:
         print("the set has no ground truth here (HO-3D: evaluation_xyz.json in the root): nothing to score")
         return {}
 
-    gt_verts_mm, truth = true_meshes(labels, right)
     metrics: dict[str, Any] = {
         "dataset": data.dataset,
-        "split": "evaluation" if data.dataset == "ho3d" else f"s0_{data.dexycb_split}",
+        "split": split,
         "frames": len(labels),
         "complete": labels.complete,
         "protocol": "wrist moved to the annotated one; PA: similarity, proper rotation; AUC of PA joints, 0 to 50 mm",
@@ -117,8 +167,8 @@ def evaluate(options: EvalConfig, config_yaml: str) -> dict[str, Any]:
         "mano_sha256": right.sha256,
     }
     baseline_mm = None
-    if options.baseline:
-        baseline_mm, baseline_verts_mm = mean_hands(data, right, left, labels)
+    if mean is not None:
+        baseline_mm, baseline_verts_mm = mean_hands(*mean, labels)
         metrics["baseline_mean_pose"] = scores(baseline_mm, baseline_verts_mm, labels.joints_mm, gt_verts_mm)
         metrics["ratio_to_baseline"] = metrics["mpjpe_mm"] / metrics["baseline_mean_pose"]["mpjpe_mm"]
     atomic_write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
@@ -188,19 +238,27 @@ def with_tips(joints_mm: Array, verts_mm: Array, tips: str) -> Array:
 
 
 def write_and_read(
-    out: Path, epoch: int, dataset: str, labels: Labels, joints_mm: Array, verts_mm: Array, decimals: int = 6
+    out: Path,
+    epoch: int,
+    dataset: str,
+    labels: Labels,
+    joints_mm: Array,
+    verts_mm: Array,
+    decimals: int = 6,
+    split: str = "evaluation",
 ) -> tuple[Array, Array]:
     """Writes the benchmark's result file and gives back what a reader gets from it.
 
     HO-3D: ``pred{epoch}.json`` in its joint order and camera, and ``pred{epoch}.zip`` with ``pred.json`` in it. A part
-    of the set is called ``pred{epoch}_part.json`` and gets no zip. DexYCB: ``pred{epoch}_{split}.txt``, no meshes.
+    of the set is called ``pred{epoch}_part.json`` and gets no zip. DexYCB: ``pred{epoch}_{split}.txt``, no meshes; a
+    part has ``_part`` before the dot.
     """
     from shared.predictions import read_dexycb, read_mesh_json, write_dexycb, write_mesh_json
     from shared.skeletons import reorder
 
     out.mkdir(parents=True, exist_ok=True)
     if dataset == "dexycb":
-        path = out / f"pred{epoch}{'' if labels.complete else '_part'}.txt"
+        path = out / f"pred{epoch}_{split}{'' if labels.complete else '_part'}.txt"
         write_dexycb(path, labels.ids, joints_mm)
         print(f"predictions: {path} (DexYCB's toolkit, mm)")
         return read_dexycb(path, max_rows=len(labels))[1], verts_mm
@@ -232,12 +290,15 @@ def true_meshes(labels: Labels, right: ManoModel) -> tuple[Array, str]:
         raise DataError(
             "there are true joints but no true meshes", remedy="put evaluation_verts.json beside evaluation_xyz.json"
         )
-    joints, verts = label_hands(labels, right)
+    joints, verts = (np.concatenate(parts) for parts in zip(*label_hands(labels, right), strict=True))
     return to_camera(joints, verts, labels.root_mm, labels.left)[1], "MANO (right) of the labels, left hands mirrored"
 
 
-def label_hands(labels: Labels, right: ManoModel) -> tuple[Array, Array]:
-    """Joints and vertices of the right hand's MANO for the labels' pose and shape, left hands as right ones."""
+def label_hands(labels: Labels, right: ManoModel) -> Iterator[tuple[Array, Array]]:
+    """Joints and vertices of the right hand's MANO for the labels' pose and shape, left hands as right ones.
+
+    In parts of a few hundred frames: the meshes of DexYCB's training split would take gigabytes.
+    """
     import numpy as np
     import torch
 
@@ -246,29 +307,33 @@ def label_hands(labels: Labels, right: ManoModel) -> tuple[Array, Array]:
 
     hand = Hand(right)
     pose = np.where(labels.left[:, None], mirror_pose(labels.pose), labels.pose)
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(labels), 256):
-            part = slice(start, start + 256)
+    for start in range(0, len(labels), 256):
+        part = slice(start, start + 256)
+        with torch.inference_mode():
             made = hand(torch.tensor(pose[part]).float(), torch.tensor(labels.betas[part]).float())
-            parts.append((made["joints_mm"].double().numpy(), made["verts_mm"].double().numpy()))
-    joints, verts = zip(*parts, strict=True)
-    return np.concatenate(joints), np.concatenate(verts)
+        yield made["joints_mm"].double().numpy(), made["verts_mm"].double().numpy()
 
 
-def mean_hands(data: DataOptions, right: ManoModel, left: ManoModel | None, labels: Labels) -> tuple[Array, Array]:
-    """Joints and vertices that the mean of the training labels predicts for every test frame, camera frame, mm."""
+def mean_hand(data: DataOptions, right: ManoModel, left: ManoModel | None) -> tuple[Array, Array]:
+    """(21, 3) joints and (778, 3) vertices, mm: the mean of the training labels as right hands, wrist at the origin."""
     import numpy as np
 
-    from handoccnet.data import load_labels, to_camera
+    from handoccnet.data import load_labels
 
     train = load_labels(data, "train", right, left)
     mirror = np.where(train.left[:, None, None], [-1.0, 1, 1], [1.0, 1, 1])
     joints = ((train.joints_mm - train.joints_mm[:, :1]) * mirror).mean(0)
-    made_joints, made_verts = label_hands(train, right)
-    verts = (made_verts - made_joints[:, :1]).mean(0)
-    count = len(labels)
-    tiled = [np.broadcast_to(a, (count, *a.shape)) for a in (joints, verts)]
+    verts = sum((made_verts - made_joints[:, :1]).sum(0) for made_joints, made_verts in label_hands(train, right))
+    return joints, verts / len(train)
+
+
+def mean_hands(joints_mm: Array, verts_mm: Array, labels: Labels) -> tuple[Array, Array]:
+    """What :func:`mean_hand` predicts for every test frame: joints and vertices in the camera frame, mm."""
+    import numpy as np
+
+    from handoccnet.data import to_camera
+
+    tiled = [np.broadcast_to(a, (len(labels), *a.shape)) for a in (joints_mm, verts_mm)]
     # to_camera moves both by the joints' wrist, which is at the origin already
     return to_camera(tiled[0], tiled[1], labels.root_mm, labels.left)
 

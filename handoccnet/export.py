@@ -10,6 +10,7 @@ Writing needs the package onnxscript, the check afterwards onnxruntime.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,18 +126,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a run, or made by convert")
     parser.add_argument(
-        "--mano", required=True, help='your MANO_RIGHT.pkl (or its .npz), or "standin"; its arrays enter the file'
+        "--mano", default="", help='your MANO_RIGHT.pkl (or its .npz), or "standin"; its arrays enter the file'
     )
     parser.add_argument("--onnx", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--no-mano", action="store_true", help="end at pose and shape: no joints and vertices, nothing licensed inside"
     )
     args = parser.parse_args(argv)
+    if not args.mano and not args.no_mano:
+        parser.error("the following arguments are required: --mano (or --no-mano)")
 
     from handoccnet.convert import load_checkpoint
 
     need("onnxruntime")
-    network = load_checkpoint(args.checkpoint).build(args.mano)
+    with warnings.catch_warnings():
+        if args.no_mano:  # the network needs some hand to be built; none of it enters the file
+            warnings.simplefilter("ignore")
+        network = load_checkpoint(args.checkpoint).build("standin" if args.no_mano else args.mano)
     outputs = export_onnx(network, args.onnx, with_mano=not args.no_mano)
     differences = check_onnx(network, args.onnx)
     size = network.image_size

@@ -5,14 +5,15 @@
 Each picture gives ``NAME_crop.png`` (what the network saw), ``NAME_joints.png``, ``NAME_mesh.png``, ``NAME.obj`` and
 ``NAME.json``; with ``--fit`` also the four files of the original's second demo. Folders are taken in natural order,
 animations (GIF, WebP, APNG) and videos frame by frame. A picture that cannot be used is reported and passed over; the
-exit status is then 1.
+exit status is then 1; so is a hand that is not finite.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from handoccnet.config import PredictConfig
 from shared.errors import DataError, MissingFileError, exit_on_error
-from shared.frames import Picture, list_files, lookup, read_pictures
-from shared.inputs import parse_numbers
+from shared.frames import Picture, follows, list_files, lookup, read_pictures
+from shared.inputs import parse_numbers, refuse_overwriting
 from shared.options import parse
 from shared.precision import choose_device
 
@@ -31,6 +32,8 @@ Float = NDArray[np.float64]
 RGB = NDArray[np.uint8]
 DEMO_EXPANSION = 1.25  # of the user's box, as in the original's demos
 SKELETON = "thumb_first"
+ENDINGS = ("_crop.png", "_joints.png", "_mesh.png", ".obj", ".json")
+FIT_ENDINGS = ("_2d_prediction.png", "_projection.png", "_3dmesh.obj", "_3dmesh.json")  # with --fit, too
 
 
 # ------------------------------------------------------------------------------------------------ what comes in
@@ -46,14 +49,21 @@ def read_boxes(path: str) -> dict[str, Float]:
     file = Path(path)
     if not file.is_file():
         raise MissingFileError("no such file of boxes", path=file, remedy=remedy)
+    counts: Mapping[str, int] = {}
     try:
         content = json.loads(file.read_bytes()[: 64 << 20])
         if "images" in content and "annotations" in content:
             names = {image["id"]: image["file_name"] for image in content["images"]}
+            counts = Counter(str(names[a["image_id"]]) for a in content["annotations"])
             content = {names[a["image_id"]]: a["bbox"] for a in content["annotations"]}
         boxes = {str(name): np.array(box, np.float64) for name, box in content.items()}
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise DataError(f"not a file of boxes ({error!r})", path=file, remedy=remedy) from None
+    for name, count in counts.items():
+        if count > 1:
+            raise DataError(
+                f"{count} boxes for {name}", path=file, remedy="keep one a picture; give others in a file of their own"
+            )
     for name, box in boxes.items():
         if box.shape != (4,) or not np.isfinite(box).all():
             raise DataError(f"{name}: expected four numbers x, y, w, h", path=file, remedy=remedy)
@@ -293,6 +303,8 @@ def predict(options: PredictConfig) -> int:
         raise DataError(
             f"--depth must not be negative and --batch_size at least 1, got {options.depth:g}, {options.batch_size}"
         )
+    endings = (*ENDINGS, *FIT_ENDINGS) if options.fit else ENDINGS
+    refuse_overwriting(out, files, endings, [options.boxes, options.checkpoint, options.mano])
     fixed = np.array(parse_numbers("bbox", options.bbox, "x y w h")) if options.bbox else None
     boxes = read_boxes(options.boxes) if options.boxes else {}
     camera_of(options, (640, 480))  # bad numbers stop here, before the network is loaded
@@ -300,14 +312,16 @@ def predict(options: PredictConfig) -> int:
     device = choose_device(options.device)
     predictor = Predictor(options.checkpoint, options.mano, device=device, precision=options.precision)
     failed, written = 0, 0
-    tracked: Float | None = None
+    tracked: tuple[Float, Path] | None = None  # a hand's box and the file that showed it
     waiting: list[tuple[Picture, Float]] = []
 
     def flush() -> None:
-        nonlocal tracked, written
+        nonlocal failed, tracked, written
         if waiting:
-            tracked = _predict_batch(predictor, waiting, options, out)
-            written += len(waiting)
+            count, last = _predict_batch(predictor, waiting, options, out)
+            tracked = None if last is None else (last, waiting[-1][0].source)
+            written += count
+            failed += len(waiting) - count
             waiting.clear()
 
     for item in read_pictures(files):
@@ -315,7 +329,8 @@ def predict(options: PredictConfig) -> int:
             if item.rgb is None:
                 raise DataError(item.problem)
             size = (item.rgb.shape[1], item.rgb.shape[0])
-            box = _box_for(item, fixed, boxes, tracked if options.track else None, options.box_rule, size)
+            before = tracked[0] if options.track and tracked and follows(item, tracked[1]) else None
+            box = _box_for(item, fixed, boxes, before, options.box_rule, size)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
@@ -354,24 +369,38 @@ def _box_for(
 
 def _predict_batch(
     predictor: Predictor, items: list[tuple[Picture, Float]], options: PredictConfig, out: Path
-) -> Float:
-    """Predicts and writes a batch of pictures of one size; returns the last hand's box for tracking."""
+) -> tuple[int, Float | None]:
+    """Predicts and writes a batch of pictures of one size; a hand that is not finite is reported and passed over.
+
+    Returns:
+        How many were written, and the last hand's box for tracking, None where it is not finite.
+    """
     from handoccnet.affine import bbox_of_points
     from handoccnet.fit import fit_translation
 
     pictures = [item.rgb for item, _ in items if item.rgb is not None]
     hands = predictor.predict(pictures, [box for _, box in items], hand=options.hand, box_rule=options.box_rule)
+    found: list[tuple[Picture, HandPrediction]] = []
+    for (item, _), hand in zip(items, hands, strict=True):
+        if all(np.isfinite(a).all() for a in (hand.joints_mm, hand.verts_mm, hand.keypoints_2d, hand.pose, hand.betas)):
+            found.append((item, hand))
+        else:
+            print(f"error: {item.source}: the predicted hand of {item.name} is not finite", file=sys.stderr)
+    if not found:
+        return 0, None
     K = camera_of(options, (pictures[0].shape[1], pictures[0].shape[0]))
     fit = fit_translation(
-        np.stack([h.joints_mm for h in hands]),
-        np.stack([h.keypoints_2d for h in hands]),
+        np.stack([hand.joints_mm for _, hand in found]),
+        np.stack([hand.keypoints_2d for _, hand in found]),
         K,
         depth_mm=options.depth or None,
         method=options.method,
     )
-    for index, ((item, _), hand) in enumerate(zip(items, hands, strict=True)):
+    for index, (item, hand) in enumerate(found):
         write_results(out, item, hand, predictor.faces(hand.hand), K, fit, index, options.fit)
-    return bbox_of_points(hands[-1].keypoints_2d, 1.2)  # times 1.25 it is the 1.5 of the training crops
+    if found[-1][0] is not items[-1][0]:
+        return len(found), None
+    return len(found), bbox_of_points(found[-1][1].keypoints_2d, 1.2)  # times 1.25 it is the 1.5 of the training crops
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def prepare(options: DataOptions, out: str | Path) -> list[tuple[Path, int]]:
     Raises:
         DataError: no MANO (its mean pose and components turn the labels' poses into the files'), no split at all.
     """
-    from handoccnet.data import open_mano
+    from handoccnet.data import open_mano, refuse_unlabelled
     from shared.datasets import dexycb, handoccnet_json, ho3d
 
     right, left = open_mano(options)
@@ -81,12 +81,15 @@ def prepare(options: DataOptions, out: str | Path) -> list[tuple[Path, int]]:
                 reader = ho3d.open(root, split, depth=False)
                 suffix = {"v2": ".png", "v3": ".jpg"}[reader.version]
                 print(reader.summary())
+                if split == "evaluation":
+                    refuse_unlabelled(reader, root)
                 path = Path(out) / f"HO3D_{split}_data.json"
                 count = handoccnet_json.write_annotations(
                     path,
                     _each(reader, split),
                     right.hands_mean,
                     lambda frame, suffix=suffix: handoccnet_json.ho3d_file_name(frame, suffix),  # type: ignore[misc]
+                    part=_part(reader),
                 )
                 written.append((path, count))
     else:
@@ -108,13 +111,26 @@ def prepare(options: DataOptions, out: str | Path) -> list[tuple[Path, int]]:
             print(reader.summary())
             path = Path(out) / f"DEX_YCB_s0_{part}_data.json"
             count = handoccnet_json.write_annotations(
-                path, _each(reader, part), right.hands_mean, handoccnet_json.dexycb_file_name
+                path,
+                _each(reader, part),
+                right.hands_mean,
+                handoccnet_json.dexycb_file_name,
+                part=_part(reader, options.sides),
             )
             written.append((path, count))
     if not written:
         what = "neither train.txt nor evaluation.txt" if options.dataset == "ho3d" else "no frame of any split"
         raise DataError(f"{what} is there", path=root, remedy="unpack the data set there")
     return written
+
+
+def _part(reader: Any, sides: str = "both") -> str:
+    """What the file lacks of its split, said on stdout too; empty where it lacks nothing."""
+    lacks = [f"{reader.missing} frames or folders missing on disk"] if reader.missing else []
+    lacks += [f"{sides} hands only"] if sides != "both" else []
+    if lacks:
+        print(f"a part of the split: {', '.join(lacks)}; the file says so, and results on it are no submission")
+    return ", ".join(lacks)
 
 
 def _each(reader: Any, split: str) -> Iterator[Any]:

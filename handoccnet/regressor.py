@@ -9,8 +9,6 @@ from torch.nn import functional as F
 from handoccnet.backbone import SLOPE
 from shared.mano import ORDERS, ManoLayer, ManoModel, rotvec_to_rotmat
 
-_CHAIN = torch.tensor([ORDERS["thumb_first"].index(j) for j in range(16)])  # MANO's 16 joints among our 21
-
 
 def rot6d_to_rotmat(rot6d: Tensor) -> Tensor:
     """Rotation matrices (..., 3, 3) whose columns are a/|a|, the part of b across it, and their cross product.
@@ -67,7 +65,8 @@ class Hand(nn.Module):
     def __init__(self, model: ManoModel, tips: str | tuple[int, int, int, int, int] = "manopth") -> None:
         super().__init__()
         self.layer = ManoLayer(model, n_pca=None, flat_hand_mean=False, tips=tips, joint_order="thumb_first", unit="mm")
-        self.register_buffer("chain", _CHAIN, persistent=False)
+        chain = torch.tensor([ORDERS["thumb_first"].index(j) for j in range(16)])  # MANO's 16 joints among our 21
+        self.register_buffer("chain", chain, persistent=False)
 
     chain: Tensor
 

@@ -144,7 +144,8 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
     def payload(net: nn.Module) -> dict[str, Any]:
         assert isinstance(net, HandOccNet)
         data = {"dataset": options.data.dataset, "mano": "standin" if options.data.mano == "standin" else ""}
-        data |= {"box_rule": options.data.box_rule, "sides": options.data.sides}
+        asked = ("box_rule", "sides", "annotations", "mano_left", "dexycb_split", "missing")
+        data |= {name: getattr(options.data, name) for name in asked}
         return checkpoint_of(net, data=data).as_dict()
 
     def load(net: nn.Module, saved: Mapping[str, Any]) -> None:
@@ -153,7 +154,8 @@ def train(options: TrainConfig, config_yaml: str) -> dict[str, float]:
     # ---- run
     if is_main_process():
         print(f"train: {train_labels.summary}")
-        print(f"validation: {val_labels.summary if val_set is not None and val_labels is not None else 'none'}")
+        why = "--data.val_limit is negative" if val_labels is None else f"no true joints in {val_labels.summary}"
+        print(f"validation: {f'none ({why})' if val_labels is None or val_set is None else val_labels.summary}")
         print(f"hand model: {right.source} (sha256 {right.sha256[:12]}...)")
         count = sum(p.numel() for p in network.parameters())
         print(f"network: {count:,} parameters, {size} x {size} pixels; {weights}")

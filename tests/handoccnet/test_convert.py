@@ -26,7 +26,7 @@ from handoccnet.convert import (
 )
 from handoccnet.model import HandOccNet
 from shared.errors import DataError, MissingFileError
-from shared.mano import load_mano, save_npz
+from shared.mano import load_mano, mirror_model, save_npz
 from tests.handoccnet.snapshots import (
     GOLDEN,
     TINY,
@@ -419,11 +419,29 @@ def test_program_converts_a_published_snapshot(
     assert main(["--input", str(snapshot), "--output", str(tmp_path / "out.pt"), "--mano", mano]) == 0
     assert "out.pt: 39,319,352 parameters from" in capsys.readouterr().out
     checkpoint = load_checkpoint(tmp_path / "out.pt")
-    assert checkpoint.extra == {"source": "snapshot_70.pth.tar", "epoch": 69}
-    assert checkpoint.mano_sha256 == ""
+    assert checkpoint.extra == {"source": "snapshot_70.pth.tar", "epoch": 70}  # snapshots count from 0, names from 1
+    assert checkpoint.mano_sha256 == load_mano(mano).sha256  # its arrays are the snapshot's
     assert not [key for key in checkpoint.state_dict if "mano_layer" in key or "th_" in key]
     for key, value in reference.network.state_dict().items():  # type: ignore[union-attr]
         assert torch.equal(checkpoint.state_dict[key], value)
+
+
+def test_a_snapshot_of_mano_is_not_the_stand_ins(tmp_path: Path) -> None:
+    snapshot = write_snapshot(tmp_path / "snapshot_70.pth.tar")
+    output = tmp_path / "out.pt"
+    with pytest.warns(UserWarning, match="the hand inside this snapshot is not that of standin"):
+        assert main(["--input", str(snapshot), "--output", str(output), "--mano", "standin"]) == 0
+    checkpoint = load_checkpoint(output)
+    assert (checkpoint.mano_sha256, checkpoint.extra["hand"]) == ("", "mano")
+    with pytest.warns(UserWarning, match="was trained on MANO and meets the stand-in hand"):
+        checkpoint.build("standin")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint.build(golden_hand())
+    left = tmp_path / "left.npz"
+    save_npz(mirror_model(golden_hand()), left)
+    with pytest.raises(DataError, match=r"left\.npz: this is the left hand, expected the right one"):
+        checkpoint.build(left)
 
 
 def test_key_list_has_the_published_number_of_entries() -> None:

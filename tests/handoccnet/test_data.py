@@ -275,7 +275,7 @@ def test_annotation_files_and_metas_give_the_same(official: Path, hand: ManoMode
 def test_targets_agree_with_the_picture(official: Path, hand: ManoModel) -> None:
     """MANO of the labels, turned and mirrored like the crop, has the joints where the labels have them."""
     for dataset, tips in (("ho3d", "ho3d"), ("dexycb", "manopth")):
-        options = DataOptions(dataset=dataset, root=str(official / dataset), mano="standin")  # type: ignore[arg-type]
+        options = DataOptions(dataset=dataset, root=str(official / dataset), mano="standin", missing="skip")  # type: ignore[arg-type]
         labels = load_labels(options, "train", hand, mirror_model(hand))
         layer = ManoLayer(hand, n_pca=None, flat_hand_mean=False, tips=tips, joint_order="thumb_first")
         samples = HandSamples(labels, augment=AugmentOptions(), seed=1)
@@ -289,7 +289,7 @@ def test_targets_agree_with_the_picture(official: Path, hand: ManoModel) -> None
 
 
 def test_left_hands_are_mirrored_in_picture_and_labels(official: Path, hand: ManoModel) -> None:
-    options = DataOptions(dataset="dexycb", root=str(official / "dexycb"), mano="standin")
+    options = DataOptions(dataset="dexycb", root=str(official / "dexycb"), mano="standin", missing="skip")
     labels = load_labels(options, "train", hand, mirror_model(hand))
     i = int(labels.left.argmax())
     sample = HandSamples(labels).sample(i)
@@ -389,6 +389,11 @@ def test_listed_frames_that_are_absent(official: Path, hand: ManoModel, tmp_path
     (root / "evaluation" / sequence / "rgb" / f"{number}.png").unlink()
     with pytest.raises(DataError, match=rf"1 of 2 frames of evaluation.txt are not there, the first is {sequence}"):
         load_labels(options_of(root), "test", hand)
+    sequence, number = (root / "train.txt").read_text().split()[0].split("/")
+    (root / "train" / sequence / "rgb" / f"{number}.png").unlink()
+    with pytest.raises(DataError, match=rf"1 of 5 frames of train.txt are not there, the first is {sequence}"):
+        load_labels(options_of(root), "train", hand)
+    assert "1 missing on disk" in load_labels(options_of(root, missing="skip"), "train", hand).summary
 
 
 def test_a_part_of_a_test_split_has_to_be_asked_for(official: Path, hand: ManoModel) -> None:
@@ -398,6 +403,19 @@ def test_a_part_of_a_test_split_has_to_be_asked_for(official: Path, hand: ManoMo
         options_of(official / "dexycb", dataset="dexycb", missing="skip"), "test", hand, mirror_model(hand)
     )
     assert not part.complete
+
+
+def test_one_side_is_a_part(official: Path, hand: ManoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = data.dexycb.DexYCB.__init__
+
+    def nothing_missing(self: Any, *args: Any) -> None:
+        whole(self, *args)
+        self.missing = 0
+
+    monkeypatch.setattr(data.dexycb.DexYCB, "__init__", nothing_missing)
+    for sides, complete in (("both", True), ("right", False)):
+        options = options_of(official / "dexycb", dataset="dexycb", sides=sides, missing="skip")
+        assert load_labels(options, "train", hand, mirror_model(hand)).complete is complete
 
 
 def test_an_evaluation_frame_without_label_is_not_left_out(official: Path, hand: ManoModel, tmp_path: Path) -> None:
@@ -429,7 +447,9 @@ def test_missing_options(official: Path, hand: ManoModel, tmp_path: Path) -> Non
         load_labels(options_of(official / "ho3d", annotations=str(tmp_path)), "train", hand)
     with pytest.raises(DataError, match=r"--data.mano_left MANO_LEFT.pkl"):
         load_labels(options_of(official / "dexycb", dataset="dexycb"), "train", hand)
-    rights = load_labels(options_of(official / "dexycb", dataset="dexycb", sides="right"), "train", hand)
+    rights = load_labels(
+        options_of(official / "dexycb", dataset="dexycb", sides="right", missing="skip"), "train", hand
+    )
     assert not rights.left.any()
     left = data.open_mano(options_of(official))[1]
     assert left is not None

@@ -15,8 +15,19 @@ import torch
 from handoccnet.config import DataOptions, EvalConfig
 from handoccnet.convert import checkpoint_of, save_checkpoint
 from handoccnet.data import load_labels, to_camera
-from handoccnet.eval import evaluate, mean_hands, official_scores, true_meshes, with_tips, write_and_read
+from handoccnet.eval import (
+    data_options,
+    evaluate,
+    label_hands,
+    mean_hand,
+    mean_hands,
+    official_scores,
+    true_meshes,
+    with_tips,
+    write_and_read,
+)
 from handoccnet.model import HandOccNet
+from handoccnet.prepare import prepare
 from shared.errors import DataError
 from shared.mano import TIPS, ManoModel, load_mano, mirror_model
 from shared.options import parse
@@ -56,6 +67,9 @@ def run(*words: str) -> dict[str, Any]:
 
 def test_prediction_file_is_the_originals(golden: Path, hand: ManoModel, tmp_path: Path) -> None:
     root, annotations = golden_tree(golden, tmp_path / "mini")
+    record = json.loads((annotations / "HO3D_evaluation_data.json").read_text())
+    names = [image["file_name"].replace("/rgb/", "/").removesuffix(".png") for image in record["images"]]
+    (root / "evaluation.txt").write_text("\n".join(names) + "\n")
     options = DataOptions(root=str(root), annotations=str(annotations), mano="standin")
     labels = load_labels(options, "test", hand)
     joints = np.stack([uniform(f"handoccnet/eval/joints{i}", (21, 3), -0.1, 0.1) for i in range(3)]) * 1000.0
@@ -119,8 +133,8 @@ def test_whole_evaluation_of_ho3d(sets: Path, checkpoint: Path, capsys: pytest.C
 
 def test_switches_change_the_result(sets: Path, checkpoint: Path, tmp_path: Path) -> None:
     def errors(*words: str) -> dict[str, Any]:
-        common = ("--data.root", str(sets / "ho3d"), "--workers", "0", "--no-baseline", "--out", str(tmp_path))
-        return run(str(checkpoint), *common, *words)
+        common = ("--data.root", str(sets / "ho3d"), "--workers", "0", "--no-baseline")
+        return run(str(checkpoint), *common, "--out", str(tmp_path / str(len(words) and words[0])), *words)
 
     plain, tips, half, limited = (
         errors(*words) for words in ((), ("--tips", "ho3d"), ("--precision", "bfloat16"), ("--data.limit", "1"))
@@ -169,7 +183,7 @@ def test_dexycb_writes_the_toolkits_lines(sets: Path, checkpoint: Path, tmp_path
         "0",
     )
     metrics = run(str(checkpoint), *words, "--out", str(tmp_path))
-    rows = [line.split(",") for line in (tmp_path / "pred7_part.txt").read_text().splitlines()]
+    rows = [line.split(",") for line in (tmp_path / "pred7_s0_test_part.txt").read_text().splitlines()]
     assert {len(row) for row in rows} == {64}
     assert metrics["split"] == "s0_test"
     assert metrics["official"]["root_relative"]["mpjpe_mm"] == pytest.approx(metrics["mpjpe_mm"], abs=1e-3)
@@ -189,9 +203,12 @@ def test_true_meshes_of_dexycb_lie_on_the_true_joints(sets: Path, hand: ManoMode
 def test_mean_hands_are_the_mean_of_the_training_labels(sets: Path, hand: ManoModel) -> None:
     options = DataOptions(root=str(sets / "ho3d"), mano="standin")
     train, test = load_labels(options, "train", hand), load_labels(options, "test", hand)
-    joints, verts = mean_hands(options, hand, None, test)
+    joints, verts = mean_hands(*mean_hand(options, hand, None), test)
     expected = (train.joints_mm - train.joints_mm[:, :1]).mean(0)
     np.testing.assert_allclose(joints - test.root_mm[:, None], np.broadcast_to(expected, joints.shape), atol=1e-6)
+    many = train.take(np.arange(600) % len(train), "600 of:")
+    parts = [len(part) for part, _ in label_hands(many, hand)]
+    assert parts == [256, 256, 88]  # never the meshes of a whole split at once
     tips = verts[:, list(TIPS["ho3d"])]
     np.testing.assert_allclose(tips, joints[:, [4, 8, 12, 16, 20]], atol=1e-3)
 
@@ -235,3 +252,127 @@ def test_meshes_are_asked_for_where_only_joints_are_there(sets: Path, checkpoint
     (root / "evaluation_verts.json").unlink()
     with pytest.raises(DataError, match="true joints but no true meshes"):
         run(str(checkpoint), "--data.root", str(root), "--workers", "0", "--out", str(tmp_path / "out"))
+
+
+# ------------------------------------------------------------------------------------------------ before the work
+
+
+@pytest.fixture
+def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is refused has to be refused before the hours of predicting."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("predicted first")
+
+    monkeypatch.setattr("handoccnet.eval.predict_all", fail)
+
+
+def test_what_is_missing_is_found_before_predicting(
+    sets: Path, checkpoint: Path, tmp_path: Path, no_prediction: None
+) -> None:
+    root = tmp_path / "ho3d"
+    shutil.copytree(sets / "ho3d", root)
+    (root / "evaluation_verts.json").unlink()
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="true joints but no true meshes"):
+        run(str(checkpoint), "--data.root", str(root), "--out", str(tmp_path / "out"))
+    with pytest.raises(OSError, match="file"):
+        run(str(checkpoint), "--data.root", str(sets / "ho3d"), "--out", str(tmp_path / "file"))
+
+
+def test_without_a_train_split_there_is_no_baseline(
+    sets: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "ho3d"
+    shutil.copytree(sets / "ho3d", root, ignore=shutil.ignore_patterns("train", "train.txt"))
+    metrics = run(str(checkpoint), "--data.root", str(root), "--workers", "0", "--out", str(tmp_path / "out"))
+    assert "baseline_mean_pose" not in metrics
+    assert metrics["mpjpe_mm"] > 0
+    assert "no baseline: " in capsys.readouterr().out
+
+
+def test_numbers_of_the_whole_are_not_replaced(
+    sets: Path, checkpoint: Path, tmp_path: Path, no_prediction: None
+) -> None:
+    words = (str(checkpoint), "--data.root", str(sets / "ho3d"), "--out", str(tmp_path))
+    whole = {"dataset": "ho3d", "split": "evaluation", "complete": True}
+    for there, more, refused in (
+        (whole, ("--data.limit", "1"), "the whole ho3d evaluation; those of a part of ho3d evaluation would"),
+        ({**whole, "split": "s0_val"}, (), "the whole ho3d s0_val; those of ho3d evaluation would"),
+        (whole, (), ""),
+        ({**whole, "complete": False}, ("--data.limit", "1"), ""),
+        ([], ("--data.limit", "1"), ""),
+    ):
+        (tmp_path / "metrics.json").write_text(json.dumps(there))
+        with pytest.raises(DataError if refused else AssertionError, match=refused or "predicted first"):
+            run(*words, *more)
+
+
+def test_what_is_left_empty_is_as_in_training() -> None:
+    trained = {"dataset": "dexycb", "annotations": "a", "mano_left": "l", "dexycb_split": "val", "missing": "skip"}
+    given = data_options(EvalConfig(), trained)
+    assert {name: getattr(given, name) for name in trained} == trained
+    other = EvalConfig()
+    other.data.annotations, other.data.dexycb_split, other.data.missing = "", "test", "error"
+    given = data_options(other, trained)
+    assert (given.annotations, given.dexycb_split, given.missing, given.mano_left) == ("", "test", "error", "l")
+    other.data = type(other.data)(dataset="ho3d")  # another set than the training's: its files are not there
+    assert data_options(other, trained).annotations == ""
+    assert data_options(EvalConfig(), {}).missing == "error"  # checkpoints from before these entries
+
+
+@pytest.mark.parametrize(
+    "words", ["--batch_size 0", "--batch_size=-1", "--workers=-1", "--decimals=-2", "--data.limit=-3"]
+)
+def test_numbers_that_mean_nothing(words: str) -> None:
+    name = words.split("=")[0].split()[0]
+    with pytest.raises(DataError, match=f"{name} must be at least"):
+        run("last.pt", *words.split())
+
+
+# ------------------------------------------------------------------------------------------------ annotation files
+
+
+def test_annotations_of_ho3d_are_scored_and_judged_by_the_list(
+    sets: Path, hand: ManoModel, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "ho3d"
+    shutil.copytree(sets / "ho3d", root)
+    options = DataOptions(root=str(root), mano="standin")
+    prepare(options, tmp_path / "a")
+    words = (str(checkpoint), "--data.root", str(root), "--workers", "0")
+    direct = run(*words, "--out", str(tmp_path / "direct"))
+    annotated = run(*words, "--out", str(tmp_path / "annotated"), "--data.annotations", str(tmp_path / "a"))
+    assert annotated["complete"] is True
+    assert annotated["mpjpe_mm"] == pytest.approx(direct["mpjpe_mm"], rel=1e-6)
+    assert annotated["pa_mpvpe_mm"] == pytest.approx(direct["pa_mpvpe_mm"], rel=1e-6)
+
+    file = tmp_path / "a/HO3D_evaluation_data.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = content["annotations"][1:]
+    file.write_text(json.dumps(content))
+    capsys.readouterr()
+    part = run(*words, "--out", str(tmp_path / "part"), "--data.annotations", str(tmp_path / "a"), "--no-baseline")
+    assert (part["complete"], part["frames"]) == (False, 2)
+    assert not list((tmp_path / "part").glob("*.zip"))
+    assert "evaluation.txt has 3 frames, or another order" in capsys.readouterr().out
+    with_files = DataOptions(root=str(root), annotations=str(tmp_path / "a"), mano="standin")
+    truth, whole = load_labels(with_files, "test", hand, verts=True), load_labels(options, "test", hand, verts=True)
+    np.testing.assert_array_equal(truth.joints_mm, whole.joints_mm[1:])  # by line, not by position
+    assert truth.verts_mm is not None
+    assert whole.verts_mm is not None
+    np.testing.assert_array_equal(truth.verts_mm, whole.verts_mm[1:])
+
+    lines = (root / "evaluation.txt").read_text().split()
+    (root / "evaluation.txt").write_text("\n".join([lines[0], lines[2], lines[1]]))
+    with pytest.raises(DataError, match="puts the wrist of line"):
+        load_labels(with_files, "test", hand)
+    (root / "evaluation.txt").write_text("\n".join(lines[:2]))
+    with pytest.raises(DataError, match=r"1 annotated frames are not in the list.*handoccnet\.prepare"):
+        load_labels(with_files, "test", hand)
+    (root / "evaluation.txt").unlink()
+    for name in ("xyz", "verts"):
+        (root / f"evaluation_{name}.json").unlink()
+    labels = load_labels(with_files, "test", hand)
+    assert not labels.complete
+    assert "no evaluation.txt, and not as many frames as an official list has" in labels.summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,27 @@ def test_program_writes_and_checks_a_file(
             assert torch.allclose(torch.from_numpy(found[0]), network(image)["joints_mm"], atol=0.02)
     with pytest.raises(DataError, match=r"tiny\.onnx: onnxruntime differs from torch in joints_mm by .*allowed 0\.02"):
         check_onnx(tiny(1), path)  # another network is not taken for this one
+
+
+def test_without_mano_none_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hands: list[Any] = []
+    monkeypatch.setattr("handoccnet.export.need", lambda package: None)
+    monkeypatch.setattr("handoccnet.export.export_onnx", lambda network, path, with_mano: ("pose", "betas"))
+    monkeypatch.setattr("handoccnet.export.check_onnx", lambda network, path: hands.append(network) or {})
+    checkpoint = checkpoint_of(tiny())
+    checkpoint.mano_sha256 = "0" * 64  # of the user's own file
+    save_checkpoint(tmp_path / "mano.pt", checkpoint)
+    words = ["--checkpoint", str(tmp_path / "mano.pt"), "--onnx", str(tmp_path / "a.onnx")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main([*words, "--no-mano"]) == 0
+    assert len(hands) == 1
+    assert "arrays" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "required: --mano (or --no-mano)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

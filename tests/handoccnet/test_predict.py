@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,6 +205,20 @@ def test_animation_frame_by_frame_and_tracking(
     assert given == [[300, 180, 90, 100]] * 2
 
 
+def test_the_users_files_are_not_overwritten(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / f"{photo.stem}.json").write_text(json.dumps({photo.name: [1, 2, 30, 40]}))
+    before = (tmp_path / f"{photo.stem}.json").read_bytes()
+    with pytest.raises(DataError, match=rf"{photo.stem}\.json: would be overwritten by the results"):
+        run(checkpoint, tmp_path, str(photo), "--boxes", str(tmp_path / f"{photo.stem}.json"))
+    assert (tmp_path / f"{photo.stem}.json").read_bytes() == before
+    other = photo.rename(photo.with_name(f"{photo.stem}_projection.png"))
+    twice = [str(tmp_path / photo.name), str(other), "--bbox", BBOX]
+    (tmp_path / photo.name).write_bytes(other.read_bytes())
+    assert run(checkpoint, tmp_path, *twice) == 0
+    with pytest.raises(DataError, match=r"_projection\.png: would be overwritten"):
+        run(checkpoint, tmp_path, *twice, "--fit")
+
+
 def test_a_video_is_seen_in_order_upright_and_in_its_colours(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +316,55 @@ def test_what_is_missing_is_said_with_the_remedy(checkpoint: Path, photo: Path, 
         boxes.write_text(content)
         with pytest.raises(DataError, match=message):
             run(checkpoint, tmp_path, str(photo), "--boxes", str(boxes))
+
+
+def test_two_boxes_for_one_picture_are_refused(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    annotations = [{"image_id": 1, "bbox": [300, 180, 90, 100]}, {"image_id": 1, "bbox": [1, 1, 50, 50]}]
+    content = {"images": [{"id": 1, "file_name": "photo.jpg"}], "annotations": annotations}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"boxes\.json: 2 boxes for photo\.jpg"):
+        run(checkpoint, tmp_path / "out", str(photo), "--boxes", str(tmp_path / "boxes.json"))
+
+
+def test_a_hand_that_is_not_finite_is_reported_and_passed_over(
+    checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [str(photo), str(tmp_path / "b.png")]
+    Image.fromarray(picture(6)).save(pictures[1])
+    whole = Predictor.predict
+
+    def spoilt(self: Predictor, *args: Any, **more: Any) -> list[demo.HandPrediction]:
+        first, *others = whole(self, *args, **more)
+        return [dataclasses.replace(first, betas=first.betas * np.nan), *others]
+
+    monkeypatch.setattr(Predictor, "predict", spoilt)
+    assert run(checkpoint, tmp_path / "out", *pictures, "--bbox", BBOX) == 1
+    captured = capsys.readouterr()
+    assert "photo.jpg: the predicted hand of photo is not finite" in captured.err
+    assert "1 pictures" in captured.out
+    assert "1 could not be used" in captured.out
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.json")) == ["b.json"]
+    assert run(checkpoint, tmp_path / "out2", pictures[0], "--bbox", BBOX) == 1  # a batch of nothing but such hands
+
+
+def test_a_box_is_not_carried_into_the_next_animation(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        first, second = (Image.fromarray(picture(seed)) for seed in (1, 2))
+        first.save(tmp_path / f"{name}.webp", save_all=True, append_images=[second], lossless=True)
+    given: list[list[float]] = []
+    whole = Predictor.predict
+
+    def watched(self: Predictor, pictures: Any, boxes: Any, **more: Any) -> list[demo.HandPrediction]:
+        given.extend(np.asarray(box).tolist() for box in boxes)
+        return whole(self, pictures, boxes, **more)
+
+    monkeypatch.setattr(Predictor, "predict", watched)
+    words = [str(tmp_path / "a.webp"), str(tmp_path / "b.webp"), "--bbox", BBOX, "--track"]
+    assert run(checkpoint, tmp_path / "out", *words) == 0
+    asked = [300.0, 180.0, 90.0, 100.0]
+    assert [box == asked for box in given] == [True, False, True, False]
 
 
 def test_another_methods_checkpoint_is_refused(photo: Path, tmp_path: Path) -> None:

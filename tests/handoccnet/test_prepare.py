@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from handoccnet.config import DataOptions
+from handoccnet.data import load_labels
 from handoccnet.prepare import prepare
 from shared.datasets import dexycb, ho3d
 from shared.errors import DataError
@@ -64,6 +67,33 @@ def test_dexycb_files_keep_the_toolkits_numbers_and_both_hands(
     assert {a["hand_type"] for a in json.loads(rights[0][0].read_text())["annotations"]} == {"right"}
     assert len(rights) < 3  # this seed's test frames are all of left hands: that split is passed over and said so
     assert "s0_test is passed over" in capsys.readouterr().out
+
+
+def test_an_evaluation_frame_without_label_is_not_left_out(tmp_path: Path) -> None:
+    write_ho3d(tmp_path, frames=4, seed=5)
+    sequence, number = (tmp_path / "evaluation.txt").read_text().split()[0].split("/")
+    path = tmp_path / "evaluation" / sequence / "meta" / f"{number}.pkl"
+    meta = {**pickle.loads(path.read_bytes()), "handJoints3D": None}
+    path.write_bytes(pickle.dumps(meta, 2).replace(b"cnumpy._core.", b"cnumpy.core."))
+    with pytest.raises(DataError, match="1 of 2 evaluation frames have no label"):
+        prepare(DataOptions(root=str(tmp_path), mano="standin"), tmp_path / "out")
+    assert not (tmp_path / "out/HO3D_evaluation_data.json").exists()
+
+
+@pytest.mark.parametrize("sides", ["both", "right"])
+def test_a_file_of_a_part_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], sides: Any) -> None:
+    write_dexycb(tmp_path, frames=24, seed=5)  # a few cameras and frames of the split
+    options = DataOptions(dataset="dexycb", root=str(tmp_path), mano="standin", sides=sides)
+    prepare(options, tmp_path / "out")
+    assert "a part of the split: " in capsys.readouterr().out
+    content = json.loads((tmp_path / "out/DEX_YCB_s0_train_data.json").read_text())
+    (own,) = content["handpose"]
+    assert own["complete"] is False
+    assert ("right hands only" in own["part"]) is (sides == "right")
+    read = DataOptions(dataset="dexycb", root=str(tmp_path), annotations=str(tmp_path / "out"), mano="standin")
+    labels = load_labels(read, "train", load_mano("standin"))
+    assert not labels.complete
+    assert "made from a part of its split" in labels.summary
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from handoccnet.config import OptimOptions, TrainConfig
+from handoccnet.config import DataOptions, OptimOptions, TrainConfig
 from handoccnet.convert import checkpoint_of, load_checkpoint, save_checkpoint
 from handoccnet.model import HandOccNet
+from handoccnet.prepare import prepare
 from handoccnet.train import hand_errors, lr_factor, scaled_lr, train
 from shared.errors import DataError
 from shared.mano import load_mano
@@ -153,6 +155,42 @@ def test_what_is_refused(tree: Path, tmp_path: Path) -> None:
         parsed = tiny(tree, tmp_path / f"run{number}", *words)
         with pytest.raises(DataError, match=message):
             train(parsed.options, parsed.yaml)
+
+
+@pytest.mark.parametrize(
+    ("word", "bounds"),
+    [
+        ("--data.train_limit=-5", "at least 0"),
+        ("--data.test_limit=-2", "at least 0"),
+        ("--data.val_limit=-7", "at least -1"),
+        ("--augment.scale=1.5", "0 to 0.99"),
+        ("--augment.scale=-3", "0 to 0.99"),
+        ("--augment.rotate_deg=-10", "0 to 180"),
+        ("--augment.rotate_share=7", "0 to 1"),
+        ("--augment.colour=5", "0 to 1"),
+        ("--optim.lr=-1", "at least 0"),
+        ("--optim.reference_batch=-4", "at least 0"),
+        ("--optim.warmup_steps=-5", "at least 0"),
+    ],
+)
+def test_numbers_that_mean_nothing(tree: Path, tmp_path: Path, word: str, bounds: str) -> None:
+    with pytest.raises(DataError, match=f"{word.split('=')[0]} must be {bounds}, got "):
+        tiny(tree, tmp_path, word)
+
+
+def test_no_validation_says_why(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "ho3d"
+    shutil.copytree(tree, root, ignore=shutil.ignore_patterns("*.json"))
+    prepare(DataOptions(root=str(root), mano="standin"), tmp_path / "annotations")
+    words = ("--max_steps", "1", "--data.annotations", str(tmp_path / "annotations"), "--data.missing", "skip")
+    parsed = tiny(root, tmp_path / "run", *words)
+    train(parsed.options, parsed.yaml)
+    printed = capsys.readouterr().out
+    assert "validation: none (no true joints in " in printed
+    assert "wrist only (no evaluation_xyz.json)" in printed
+    stored = load_checkpoint(tmp_path / "run/checkpoints/last.pt").extra["data"]
+    expected = {"annotations": str(tmp_path / "annotations"), "missing": "skip", "dexycb_split": "test"}
+    assert {name: stored[name] for name in expected} == expected
 
 
 def test_init_from_starts_with_the_weights(tree: Path, tmp_path: Path) -> None:

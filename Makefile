@@ -103,7 +103,7 @@ data-ho3d: $(STANDIN)/ho3d/standin.json ## make the stand-in HO-3D data: 800 + 4
 
 mano: $(STAMP) ## read MANO_RIGHT.pkl without executing anything, save it as plain arrays: MANO=/path/MANO_RIGHT.pkl
 	@test -n "$(MANO)" || { echo "error: name the file: make mano MANO=/path/MANO_RIGHT.pkl (mano.is.tue.mpg.de, registration)" >&2; exit 2; }
-	$(PY) -m shared.mano_import --input $(MANO) --output data/mano/$(basename $(notdir $(MANO))).npz $(ARGS)
+	$(PY) -m shared.mano_import --input "$(MANO)" --output data/mano/ $(ARGS)
 
 HON_RUN = $(or $(RUN),runs/handoccnet/$(basename $(notdir $(CONFIG))))
 HON_DATA = $(or $(DATA),$(STANDIN)/ho3d)

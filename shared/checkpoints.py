@@ -77,8 +77,9 @@ def read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types here, all of them mean that the file cannot be used
+        # its text is not repeated: it advises to load the file in the way that runs what is in it
         raise DataError(
-            f"cannot be read as a PyTorch checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]})",
+            f"cannot be read as a PyTorch checkpoint ({type(error).__name__})",
             path=path,
             remedy="it may be truncated, or hold more than tensors; " + AGAIN,
         ) from error
@@ -209,10 +210,10 @@ def save_checkpoint(path: str | Path, checkpoint: OwnCheckpoint) -> None:
 
 
 def hand_model(mano: ManoModel | str | Path) -> ManoModel:
-    """The hand itself, or read from its path or ``"standin"`` by :func:`shared.mano.load_mano`."""
+    """The right hand itself, or read from its path or ``"standin"`` by :func:`shared.mano.load_mano`."""
     from shared.mano import ManoModel, load_mano
 
-    return mano if isinstance(mano, ManoModel) else load_mano(mano)
+    return mano if isinstance(mano, ManoModel) else load_mano(mano, side="right")
 
 
 @dataclass
@@ -221,6 +222,8 @@ class ManoCheckpoint(OwnCheckpoint, Generic[N]):
 
     Attributes:
         mano_sha256: of the MANO file it was trained with; empty where that is not known (other programs' weights).
+
+    ``extra["hand"]`` may say ``"mano"`` where the file is not known, but that it was MANO and not the stand-in.
     """
 
     mano_sha256: str = ""
@@ -234,7 +237,7 @@ class ManoCheckpoint(OwnCheckpoint, Generic[N]):
         """The network with its weights, in evaluation mode, on the user's hand model.
 
         ``changes`` replace arguments of the network that do not touch its weights. Warns where ``mano`` is another
-        file than the one of the training: poses then mean another hand.
+        file than the one of the training, or the stand-in instead of MANO: poses then mean another hand.
         """
         hand = hand_model(mano)
         if self.mano_sha256 and hand.sha256 != self.mano_sha256:
@@ -242,6 +245,12 @@ class ManoCheckpoint(OwnCheckpoint, Generic[N]):
                 f"the network was trained with a MANO file of sha256 {self.mano_sha256[:12]}..., this one "
                 f"({hand.source}) has {hand.sha256[:12]}...; its hands are not those of the training, unless one file "
                 "was made from the other",
+                stacklevel=2,
+            )
+        elif not self.mano_sha256 and self.extra.get("hand") == "mano" and hand.source == "standin":
+            warnings.warn(
+                "the network was trained on MANO and meets the stand-in hand: shapes and poses then mean another hand; "
+                "give your MANO_RIGHT.pkl",
                 stacklevel=2,
             )
         network = self.network()(hand, **{**self.model, **changes})
@@ -265,8 +274,9 @@ class ManoCheckpoint(OwnCheckpoint, Generic[N]):
                 extra=cls.extra_of(content),
             )
             hand = hand_model("standin")  # any hand: its constants are no weights
+            network = cls.network()  # its modules are imported here: their tensors must not be made on meta
             with torch.device("meta"):  # no memory for sizes that a file only claims
-                expected = cls.network()(hand, **checkpoint.model).state_dict()
+                expected = network(hand, **checkpoint.model).state_dict()
         check_state(checkpoint.state_dict, expected, path, "a network of the sizes it names", WHOLE_NETWORK)
         return checkpoint
 

@@ -6,6 +6,8 @@ boxes or keypoints) says of a frame. Videos go through OpenCV, whose package bri
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,12 @@ if TYPE_CHECKING:
 
     RGB = NDArray[np.uint8]
 
-PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 ANIMATIONS = (".gif", ".webp", ".apng")
-VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+LISTED_VIDEOS = (".mp4", ".mov", ".m4v", ".avi")
+VIDEOS = (*LISTED_VIDEOS, ".mkv", ".webm")
+MAX_PIXELS = 100_000_000  # of a picture or frame: phones have up to 50 million pixels, some cameras 100
+REMEDY = "the file may be damaged: copy or export it again"
 T = TypeVar("T")
 
 
@@ -58,6 +63,8 @@ def list_files(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
         path = Path(word)
         if path.is_dir():
             inside = unfold(path, known, outside(out))
+            if not inside and unfold(path, known, lambda _: True):
+                raise DataError("all pictures of this folder lie under --out", path=path, remedy="give another --out")
             if not inside:
                 raise DataError(f"the folder holds no {', '.join(known)} file", path=path)
             found += inside
@@ -74,28 +81,66 @@ def list_files(inputs: Sequence[str], out: Path) -> list[tuple[Path, str]]:
 def read_pictures(files: Sequence[tuple[Path, str]]) -> Iterator[Picture]:
     """The frames of all files, one after the other; unreadable ones with the reason instead of pixels.
 
-    Pictures come as stored; videos are turned as their header says, as every player does.
+    Pictures come as stored, with a warning for the first one that its EXIF wants turned; videos are turned as their
+    header says, as every player does.
     """
     from shared.datasets.images import read_rgb
 
+    warned = False
     for path, name in files:
         suffix = path.suffix.lower()
         try:
             if suffix in PICTURES:
-                yield Picture(path, name, read_rgb(path))
+                rgb = read_rgb(path, max_pixels=MAX_PIXELS, formats=("PNG", "JPEG", "BMP", "TIFF"), remedy=REMEDY)
+                if not warned and _is_turned(path):
+                    warned = True
+                    warnings.warn(
+                        f"{path}: viewers turn or mirror this picture, as its EXIF says; it is used as stored, and so "
+                        "must its box or keypoints be (said once)",
+                        stacklevel=2,
+                    )
+                yield Picture(path, name, rgb)
+            elif suffix in ANIMATIONS:
+                yield from _named(path, name, _animation(path))
             else:
-                frames = _animation(path) if suffix in ANIMATIONS else _video(path)
-                for number, rgb in enumerate(frames):
+                for number, rgb in enumerate(_video(path)):
                     yield Picture(path, f"{name}/{number:06d}", rgb)
         except DataError as error:
             yield Picture(path, name, None, str(error))
 
 
+def _is_turned(path: Path) -> bool:
+    """Whether EXIF asks viewers to turn or mirror a picture that can be read."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return image.getexif().get(0x0112, 1) in range(2, 9)
+    except Exception:  # broken EXIF in a picture whose pixels are fine: Pillow's parser raises whatever it met
+        return False
+
+
+def _named(path: Path, name: str, frames: Iterator[RGB]) -> Iterator[Picture]:
+    """The frames of an animation; one that is alone is a still picture and has the file's own name."""
+    first = next(frames, None)
+    if first is None:
+        return
+    try:
+        second = next(frames, None)
+    except DataError:
+        yield Picture(path, f"{name}/{0:06d}", first)
+        raise
+    yield Picture(path, name if second is None else f"{name}/{0:06d}", first)
+    if second is not None:
+        for number, rgb in enumerate(itertools.chain([second], frames), 1):
+            yield Picture(path, f"{name}/{number:06d}", rgb)
+
+
 def _animation(path: Path) -> Iterator[RGB]:
     import numpy as np
     from PIL import Image, ImageSequence
-
-    from shared.datasets.images import MAX_PIXELS
 
     try:
         with Image.open(path, formats=("GIF", "WEBP", "PNG")) as image:
@@ -114,6 +159,8 @@ def _video(path: Path) -> Iterator[RGB]:
     import numpy as np
 
     video = cv2.VideoCapture(str(path))
+    # MP4 and AVI keep a list of their frames; elsewhere the number is guessed from the duration, or 0 or negative
+    listed = video.get(cv2.CAP_PROP_FRAME_COUNT) if path.suffix.lower() in LISTED_VIDEOS else 0.0
     count = 0
     try:
         while True:
@@ -126,10 +173,18 @@ def _video(path: Path) -> Iterator[RGB]:
         video.release()
     if not count:
         raise DataError("not a readable video (no frame could be decoded)", path=path)
+    if count < 0.95 * listed - 1:  # a frame or two more or less are the container's business
+        raise DataError(f"{count} of {listed:.0f} frames could be decoded", path=path, remedy=REMEDY)
+
+
+def follows(item: Picture, before: Path) -> bool:
+    """Whether a picture may continue what the file ``before`` showed: a frame of the same animation or video, or one
+    single picture after another."""
+    return item.source == before or all(path.suffix.lower() in PICTURES for path in (item.source, before))
 
 
 def lookup(item: Picture, table: Mapping[str, T]) -> T | None:
     """The entry of a picture under its result's name, its path, or any end of the path (``rgb/0000.png``), or None."""
     parts = item.source.parts
-    keys = [item.name, *("/".join(parts[start:]) for start in range(len(parts)))]
+    keys = [item.name, str(item.source), *("/".join(parts[start:]) for start in range(len(parts)))]
     return next((table[key] for key in keys if key in table), None)

@@ -53,6 +53,29 @@ def refuse_same_results(files: Sequence[tuple[Path, str]]) -> None:
         owners[name] = path
 
 
+def refuse_overwriting(
+    out: Path, files: Sequence[tuple[Path, str]], endings: Sequence[str], inputs: Sequence[str] = ()
+) -> None:
+    """Stops where a result would replace a file that the program reads.
+
+    Args:
+        out: folder of the results.
+        files: (file, name of its results); those of frames are ``NAME/000000`` and so on.
+        endings: of the results, such as ``"_mesh.png"``.
+        inputs: what else is read; empty words are passed over.
+
+    Raises:
+        DataError: names the file.
+    """
+    results = {(out / f"{name}{ending}").resolve() for _, name in files for ending in endings}
+    folders = {(out / name).resolve() for _, name in files}
+    for path in [*(path for path, _ in files), *(Path(word) for word in inputs if word)]:
+        for place in (path.resolve(), path.parent.resolve() / path.name):  # a link itself would be replaced, too
+            frame = re.fullmatch(r"\d{6,}(.+)", place.name)
+            if place in results or (place.parent in folders and frame and frame[1] in endings):
+                raise DataError("would be overwritten by the results", path=path, remedy="give another --out")
+
+
 def parse_numbers(flag: str, text: str, names: str) -> list[float]:
     """``"1,2,3"`` as finite numbers, as many as ``names`` (such as ``"x y z"``) has words.
 

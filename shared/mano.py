@@ -107,14 +107,18 @@ def load_mano(path: str | Path, *, side: Side | None = None, flip_shapedirs_x: b
 
     Args:
         path: ``MANO_RIGHT.pkl``, ``MANO_LEFT.pkl``, an ``.npz``, or the word ``"standin"``.
-        side: which hand the file holds; by default left if the file's name says so, else right.
+        side: which hand is expected; by default the one that the file holds: an ``.npz`` of :func:`save_npz` says so,
+            otherwise it is left if the file's name says so, else right.
         flip_shapedirs_x: negate the x component of the shape directions. The left model was released with it unmirrored
             (smplx issue 48); with the flip, equal betas give mirror-image hands.
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: the file is no MANO model; names the key and what is wrong with it.
+        DataError: the file is no MANO model; names the key and what is wrong with it. It holds the other hand than
+            ``side``, by its content or its name.
     """
+    if side not in (None, "right", "left"):
+        raise DataError(f'side must be "right" or "left", got {side!r}')
     standin = str(path) == "standin"
     file = STANDIN if standin else Path(path)
     data: object
@@ -128,10 +132,14 @@ def load_mano(path: str | Path, *, side: Side | None = None, flip_shapedirs_x: b
     except DataError as error:
         raise DataError(f"this is no MANO model: {error}", remedy=_REMEDY) from error
     checked = _check(data, file)
-    if side is None:
-        side = "left" if "left" in file.name.lower() else "right"
-    if side not in ("right", "left"):
-        raise DataError(f'side must be "right" or "left", got {side!r}')
+    held = checked["side"] or _side_of(file.name)
+    if side and held and side != held:
+        by = "" if checked["side"] else " by its name"
+        raise DataError(
+            f"this is the {held} hand{by}, expected the {side} one",
+            path=file,
+            remedy=f"give MANO_{side.upper()}.pkl, or the .npz that python -m shared.mano_import makes of it",
+        )
     shapedirs = checked["shapedirs"]
     if flip_shapedirs_x:
         shapedirs = shapedirs * np.array([-1.0, 1.0, 1.0])[None, :, None]
@@ -145,14 +153,21 @@ def load_mano(path: str | Path, *, side: Side | None = None, flip_shapedirs_x: b
         hands_components=checked["hands_components"],
         hands_mean=checked["hands_mean"],
         hands_coeffs=checked.get("hands_coeffs"),
-        side=side,
+        side=side or held or "right",
         source="standin" if standin else str(file),
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
 
 
+def _side_of(name: str) -> Side | None:
+    """The hand that a file's name speaks of, None where it names neither or both."""
+    sides: tuple[Side, ...] = ("right", "left")
+    named = [side for side in sides if side in name.lower()]
+    return named[0] if len(named) == 1 else None
+
+
 def _check(data: object, path: Path) -> dict[str, Any]:
-    """The arrays of a MANO file as float64 (faces int64), after the checks of its format."""
+    """The arrays of a MANO file as float64 (faces int64) and its ``side`` or None, after the checks of its format."""
 
     def fail(message: str) -> DataError:
         return DataError(f"this is no MANO model: {message}", path=path, remedy=_REMEDY)
@@ -162,7 +177,10 @@ def _check(data: object, path: Path) -> dict[str, Any]:
     missing = [key for key in (*_SHAPES, "bs_style", "bs_type") if key not in data]
     if missing:
         raise fail(f"missing {', '.join(missing)}")
-    arrays: dict[str, Any] = {}
+    side = str(data["side"]) if "side" in data else None
+    if side not in (None, "right", "left"):
+        raise fail(f"side must be right or left, got {side[:40]!r}")
+    arrays: dict[str, Any] = {"side": side}
     for key, shape in _SHAPES.items():
         value = np.asarray(data[key]) if isinstance(data[key], np.ndarray | list | tuple | np.generic) else None
         if value is None or value.dtype.kind not in "iuf":
@@ -214,6 +232,7 @@ def save_npz(model: ManoModel, path: str | Path) -> None:
         "hands_mean": model.hands_mean,
         "bs_style": np.array("lbs"),
         "bs_type": np.array("lrotmin"),
+        "side": np.array(model.side),
     }
     if model.hands_coeffs is not None:
         arrays["hands_coeffs"] = model.hands_coeffs

@@ -10,7 +10,7 @@ both files. The arrays stay under MANO's licence: do not pass them on.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,8 @@ class Options:
 
     Args:
         input: MANO_RIGHT.pkl or MANO_LEFT.pkl, as the official archive has them, or an .npz to check
-        output: .npz to write; empty only checks and prints
-        side: which hand; auto goes by the file's name
+        output: .npz to write, or a folder (there, or ending in /) for one named like the input; empty only checks
+        side: which hand, whatever the file's name says; auto goes by that name, or by an .npz's own entry
         flip_shapedirs_x: negate x of the shape directions: the left model was released with it unmirrored
     """
 
@@ -60,6 +60,8 @@ def import_mano(options: Options) -> list[str]:
             remedy="mano.is.tue.mpg.de gives them out after registration",
         )
     source, target = Path(options.input), Path(options.output)
+    if options.output and (options.output.endswith("/") or target.is_dir()):
+        target /= f"{source.stem}.npz"
     if options.output and target.suffix != ".npz":
         raise DataError("the file to write must end in .npz", path=target, remedy="--output MANO_RIGHT.npz")
     if options.output and target.exists() and source.exists() and target.samefile(source):
@@ -69,8 +71,9 @@ def import_mano(options: Options) -> list[str]:
     from shared.mano import JOINT_NAMES, load_mano, save_npz
     from shared.safe_io import atomic_write_text
 
-    side = None if options.side == "auto" else options.side
-    model = load_mano(source, side=side, flip_shapedirs_x=options.flip_shapedirs_x)
+    model = load_mano(source, flip_shapedirs_x=options.flip_shapedirs_x)
+    if options.side != "auto":
+        model = replace(model, side=options.side)
     extent = 1000 * np.ptp(model.v_template, axis=0)
     components = "none" if model.hands_coeffs is None else f"{len(model.hands_coeffs)} training poses"
     lines = [

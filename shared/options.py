@@ -11,7 +11,9 @@ runs those imports to resolve annotations, and ``--help`` would wait for torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 import sys
 import types
 import typing
@@ -79,9 +81,22 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "devices", "num_nodes", "log_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise DataError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("workers", "threads", "grad_clip", "checkpoint_every", "max_steps"):
+        for name in ("workers", "seed", "threads", "grad_clip", "checkpoint_every", "max_steps"):
             if getattr(self, name) < 0:
                 raise DataError(f"--{name} must not be negative, got {getattr(self, name)}")
+
+
+def check_ranges(options: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Refuses numbers that are not finite or not within ``{"group.name": (low, high)}``, ends included.
+
+    Raises:
+        DataError: names the option as it is typed.
+    """
+    for name, (low, high) in ranges.items():
+        value = functools.reduce(getattr, name.split("."), options)
+        if not (math.isfinite(value) and low <= value <= high):
+            bounds = f"{low} to {high}" if math.isfinite(high) else f"at least {low}"
+            raise DataError(f"--{name} must be {bounds}, got {value}")
 
 
 def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -116,7 +131,7 @@ def _normalise(argv: Sequence[str], cls: type, positional: str | None, aliases: 
     out: list[str] = []
     loose: list[str] = []
     lists: dict[str, list[str]] = {}
-    words = list(argv)
+    words = ["--help" if word == "-h" else word for word in argv]
 
     def values() -> Iterator[str]:
         while words and not words[0].startswith("--"):
@@ -184,7 +199,10 @@ def parse(
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
     parser.add_argument("--config", action="config", help="YAML file with any of these options; later ones win")
     parser.add_class_arguments(cls, None, fail_untyped=True)
-    namespace = parser.parse_args(words)
+    try:
+        namespace = parser.parse_args(words)
+    except (UnicodeDecodeError, OSError) as error:
+        parser.error(f"--config: not a text file that can be read ({error})")
     values = parser.instantiate(namespace).as_dict()
     values.pop("config", None)
     text: str = parser.dump(namespace, skip_unset=False)

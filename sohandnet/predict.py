@@ -28,7 +28,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from shared import camera
 from shared.errors import DataError, MissingFileError, exit_on_error
-from shared.inputs import parse_bbox, parse_numbers, read_intrinsics, refuse_same_results, unfold
+from shared.inputs import (
+    parse_bbox,
+    parse_numbers,
+    read_intrinsics,
+    refuse_overwriting,
+    refuse_same_results,
+    unfold,
+)
 from shared.options import parse
 from shared.precision import choose_device
 from sohandnet import orient
@@ -328,6 +335,8 @@ def predict(options: Predict, progress: bool = True) -> list[str]:
     if not options.checkpoint:
         raise DataError("no checkpoint is given", remedy="give --checkpoint FILE")
     check_folder(options.out, "out")
+    drawn = [f"{kind}.png" for kind, on in zip(_DRAWN, (options.overlay, options.cloud), strict=True) if on]
+    refuse_overwriting(Path(options.out), images, (".json", *drawn), [options.intrinsics or "", options.checkpoint])
     for name, low in (("cube", 0.0), ("depth_scale", 0.0), ("passes", 0), ("seed", -1)):
         if not low < getattr(options, name) < 1e5:
             raise DataError(f"--{name} must be above {low:g}, got {getattr(options, name)}")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from shared.camera import project
 from shared.datasets.base import Frame
 from shared.errors import DataError, MissingFileError, exit_on_error
-from shared.inputs import outside, parse_bbox, parse_numbers, read_intrinsics, unfold
+from shared.inputs import outside, parse_bbox, parse_numbers, read_intrinsics, refuse_overwriting, unfold
 from shared.precision import choose_device
 from v2v_posenet import centers
 from v2v_posenet.centers import FAR_MM, MIN_PIXELS, NEAR_MM
@@ -358,6 +358,9 @@ def predict(options: Predict, progress: bool = True) -> list[tuple[Path, str]]:
     images = list_images(options.images, out)
     K = camera_matrix(options, [path for path, _ in images])
     _check(options)
+    read = [options.intrinsics, options.centers, options.center_checkpoint, *options.checkpoint]
+    endings = (".json", "_joints.png") if options.overlay else (".json",)
+    refuse_overwriting(out, images, endings, [word for word in read if word])
     predictor = make_predictor(options)
     finder = make_finder(options, predictor, K, len(images))
 

@@ -39,6 +39,7 @@ SKELETON = "thumb_first"
 _FIELDS = {"joints": 63, "joints_img": 42, "root": 3, "focal": 2, "princpt": 2, "pose": 48, "shape": 10, "bbox": 4}
 _START = dict(zip(_FIELDS, np.cumsum([0, *list(_FIELDS.values())[:-1]]).tolist(), strict=True))
 _WIDTH = sum(_FIELDS.values())
+_OWN = "handpose"  # what only our files hold: a list of one record, as the reader takes nothing but lists
 _open = open  # the built-in; this module's own open() is below
 
 
@@ -52,6 +53,7 @@ class Annotations:
         sizes: (N, 2) width and height.
         sides: ``"right"`` or ``"left"`` each (HO-3D has no such field: right).
         values: (N, 174) float64, see :meth:`get`.
+        complete: False where the file says that it was made from a part of its split.
     """
 
     file_names: list[str]
@@ -59,6 +61,7 @@ class Annotations:
     sizes: NDArray[np.int64]
     sides: list[Literal["right", "left"]]
     values: Float
+    complete: bool = True
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -83,11 +86,15 @@ def read_annotations(path: str | Path) -> Annotations:
     image_ids: list[int] = []
     ids: list[int] = []
     sides: list[Literal["right", "left"]] = []
+    complete = True
     for key, record in iter_json_records(path, page=PAGE):
-        if key not in ("images", "annotations"):
+        if key not in ("images", "annotations", _OWN):
             continue
         if not isinstance(record, dict):
             raise DataError(f"{key}: expected records, got {type(record).__name__}", path=path)
+        if key == _OWN:
+            complete = record.get("complete") is not False
+            continue
         where = f"{key}, id {str(record.get('id'))[:20]}"
 
         def integer(field: str, record: dict[str, Any] = record, where: str = where) -> int:
@@ -118,6 +125,7 @@ def read_annotations(path: str | Path) -> Annotations:
         sizes=np.array([images[i][1:] for i in image_ids], np.int64),
         sides=sides,
         values=np.stack(rows),
+        complete=complete,
     )
 
 
@@ -209,23 +217,25 @@ class HandOccNetFrames:
                 path=root,
                 remedy="name the folder that the file names start from, or open it with missing='skip'",
             )
-        self._rows = np.flatnonzero(there)
+        self.rows = np.flatnonzero(there)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def names(self) -> list[str]:
         """The pictures' names without suffix, in the order of the file."""
-        return [_stem(self.annotations.file_names[i]) for i in self._rows]
+        return [_stem(self.annotations.file_names[i]) for i in self.rows]
 
     def summary(self) -> str:
         """Frames used and left out."""
-        left = sum(self.annotations.sides[i] == "left" for i in self._rows)
-        return f"{self._source.name}: {len(self)} frames ({left} left hands), {self.missing} pictures missing on disk"
+        left = sum(self.annotations.sides[i] == "left" for i in self.rows)
+        part = "" if self.annotations.complete else ", made from a part of its split"
+        missing = f"{self.missing} pictures missing on disk"
+        return f"{self._source.name}: {len(self)} frames ({left} left hands){part}, {missing}"
 
     def labels(self, index: int) -> Frame:
         """The frame without its picture."""
-        row = int(self._rows[index])
+        row = int(self.rows[index])
         get: Callable[[str], Float | None] = lambda field: self.annotations.get(row, field)  # noqa: E731
         joints, pixels, root, bbox = get("joints"), get("joints_img"), get("root"), get("bbox")
         pose, betas = get("pose"), get("shape")
@@ -258,7 +268,7 @@ class HandOccNetFrames:
         frame = self.labels(index)
         if not self.rgb:
             return frame
-        name = self.annotations.file_names[int(self._rows[index])]
+        name = self.annotations.file_names[int(self.rows[index])]
         return replace(frame, rgb=read_rgb(self.root / name, expected_size=frame.image_size))
 
 
@@ -306,7 +316,12 @@ def annotation_of(frame: Frame, hands_mean: ArrayLike) -> dict[str, Any]:
 
 
 def write_annotations(
-    path: str | Path, frames: Iterable[Frame], hands_mean: ArrayLike, file_name: Callable[[Frame], str]
+    path: str | Path,
+    frames: Iterable[Frame],
+    hands_mean: ArrayLike,
+    file_name: Callable[[Frame], str],
+    *,
+    part: str = "",
 ) -> int:
     """Writes an annotation file from frames; returns how many. One frame is held in memory at a time.
 
@@ -316,11 +331,13 @@ def write_annotations(
         hands_mean: (45,) of the right hand's MANO file.
         file_name: the picture's path relative to the folder that HandOccNet's loader starts from;
             :func:`ho3d_file_name` or :func:`dexycb_file_name`.
+        part: what is left out of the split; the file then says that it is not complete.
     """
     count = 0
     with atomic_path(path) as temporary, _open(temporary, "w", encoding="utf-8") as file:
         images = []
-        file.write('{"annotations": [')
+        own = f'"{_OWN}": {json.dumps([{"complete": False, "part": part}])}, ' if part else ""
+        file.write(f'{{{own}"annotations": [')
         for number, frame in enumerate(frames):
             index = int(frame.extra.get("toolkit_index", number))  # DexYCB: the toolkit's numbers, with gaps
             record = {"id": index, "image_id": index, **annotation_of(frame, hands_mean)}

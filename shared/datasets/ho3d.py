@@ -47,6 +47,7 @@ PAGE = "https://github.com/shreyashampali/ho3d"
 SKELETON = "mano"
 IMAGE_SIZE = (640, 480)
 DEPTH_SCALE_MM = 0.12498664727900177
+WRIST_MM = 50.0  # between the ground truth's wrist and the label's: more means that they are not of one frame
 LISTED = {"v2": {"train": 66_034, "evaluation": 11_524}, "v3": {"train": 78_297, "evaluation": 20_137}}
 _open = open  # the built-in; this module's own open() is below
 
@@ -327,9 +328,9 @@ class HO3D:
         self._xyz = self._verts = None
         if split == "evaluation":
             if (root / "evaluation_xyz.json").is_file():
-                self._xyz = _of_length(read_evaluation_xyz(root / "evaluation_xyz.json"), len(listed), root, "xyz")
+                self._xyz = of_length(read_evaluation_xyz(root / "evaluation_xyz.json"), len(listed), root, "xyz")
             if verts:
-                self._verts = _of_length(
+                self._verts = of_length(
                     read_evaluation_verts(root / "evaluation_verts.json"), len(listed), root, "verts"
                 )
         elif verts:
@@ -369,7 +370,7 @@ class HO3D:
         joints_mm = meta.joints_mm if self._xyz is None else self._xyz[line]
         if self.split == "train" and joints_mm is None:
             raise DataError("handJoints3D: expected 21 joints in a training meta, got the wrist only", path=path)
-        if joints_mm is not None and np.linalg.norm(joints_mm[0] - meta.root_mm) > 50:
+        if joints_mm is not None and np.linalg.norm(joints_mm[0] - meta.root_mm) > WRIST_MM:
             raise DataError(
                 f"evaluation_xyz.json puts the wrist of line {line + 1} at {joints_mm[0].round().tolist()} mm, the "
                 f"meta at {meta.root_mm.round().tolist()} mm",
@@ -422,7 +423,8 @@ def _guess_version(folder: Path, listed: list[str]) -> Literal["v2", "v3"]:
     )
 
 
-def _of_length(array: NDArray[Any], length: int, root: Path, what: str) -> NDArray[Any]:
+def of_length(array: NDArray[Any], length: int, root: Path, what: str) -> NDArray[Any]:
+    """``evaluation_{what}.json``'s content if it has as many frames as the list."""
     if len(array) != length:
         raise DataError(
             f"has {len(array)} frames, evaluation.txt has {length}",

@@ -47,12 +47,16 @@ def one_of(**options: tuple[object, Sequence[str]]) -> None:
 def read_label_bytes(path: str | Path, max_bytes: int) -> bytes:
     """The bytes of a label file of at most ``max_bytes``; a larger one is refused unread."""
     path = Path(path)
-    if not path.is_file():
+    try:
+        size = path.stat().st_size if path.is_file() else -1
+        content = path.read_bytes() if 0 <= size <= max_bytes else b""
+    except OSError as error:  # no permission, a disk that fails
+        raise DataError(f"cannot be read ({error.strerror})", path=path) from None
+    if size < 0:
         raise MissingFileError("no such label file", path=path)
-    size = path.stat().st_size
     if size > max_bytes:
         raise DataError(f"{size} bytes, expected a label file of at most {max_bytes}", path=path)
-    return path.read_bytes()
+    return content
 
 
 def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:

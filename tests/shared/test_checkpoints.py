@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from shared.checkpoints import (
     check_entries,
     cpu_state,
     hand_model,
+    read_torch,
     save_checkpoint,
 )
 from shared.errors import DataError
@@ -35,6 +38,14 @@ def test_entries_of_a_file_and_their_order() -> None:
     assert (content["format"], content["version"], content["parts"]) == ("handpose/example", 3, ["a"])
     assert Example.extra_of(content) == {"epoch": 4}
     assert Example.extra_of({"extra": 1, "mano_sha256": ""}) == {"extra": 1, "mano_sha256": ""}
+
+
+def test_unsafe_advice_is_not_repeated(tmp_path: Path) -> None:
+    torch.save({"path": tmp_path, "run": subprocess.Popen}, tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a\.pt: cannot be read as a PyTorch checkpoint \(UnpicklingError\)") as error:
+        read_torch(tmp_path / "a.pt")
+    assert "weights_only" not in str(error.value)
+    assert "may be truncated, or hold more than tensors" in str(error.value)
 
 
 def test_a_network_class_is_needed() -> None:
@@ -86,3 +97,26 @@ def test_a_hand_may_be_a_model_a_path_or_the_standin(tmp_path: Path) -> None:
     assert hand_model(hand) is hand
     for given in ("standin", tmp_path / "right.npz", str(tmp_path / "right.npz")):
         assert (hand_model(given).v_template == hand.v_template).all()
+
+
+def test_reading_a_file_first_leaves_nothing_on_meta(tmp_path: Path) -> None:
+    """Sizes are checked on the meta device; a method's modules imported there would keep their constants on it."""
+    from hand3d_wild import convert as wild
+    from hand3d_wild.model import WildNet
+    from handoccnet import convert as handoccnet
+    from tests.handoccnet.snapshots import tiny
+
+    small = WildNet(load_mano("standin"), image_size=64, width=16, blocks=(1, 1, 1, 1))
+    for method, checkpoint in (
+        ("handoccnet", handoccnet.checkpoint_of(tiny())),
+        ("hand3d_wild", wild.checkpoint_of(small)),
+    ):
+        path = tmp_path / f"{method}.pt"
+        save_checkpoint(path, checkpoint)
+        program = (
+            f"from {method}.convert import load_checkpoint; network = load_checkpoint({str(path)!r}).build('standin'); "
+            "print([name for name, value in network.named_buffers() if value.is_meta])"
+        )
+        command = [sys.executable, "-c", program]
+        result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+        assert (result.returncode, result.stdout.strip()) == (0, "[]"), (method, result.stderr)

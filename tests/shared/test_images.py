@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shared.datasets.images import read_png16, read_rgb
+from shared.datasets.labels import read_label_bytes
 from shared.errors import DataError, MissingFileError
 
 DEPTH = np.random.default_rng(0).integers(0, 65536, (24, 32)).astype(np.uint16)
@@ -100,6 +101,20 @@ def test_jpeg_above_the_limit(tmp_path: Path) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "a.jpg")
     with pytest.raises(DataError, match=r"a\.jpg: the header claims 32x24 pixels, more than the limit of 700"):
         read_rgb(tmp_path / "a.jpg", max_pixels=700)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "I;16"), ("a.tif", "I;16"), ("b.tif", "F")])
+def test_more_than_eight_bits_are_not_made_white(tmp_path: Path, name: str, mode: str) -> None:
+    Image.fromarray(DEPTH if mode == "I;16" else DEPTH.astype(np.float32)).save(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}: expected a picture of 8 bits, the picture's mode is {mode}"):
+        read_rgb(tmp_path / name, formats=("PNG", "TIFF"))
+
+
+def test_an_error_of_the_disk_is_told(tmp_path: Path) -> None:
+    for name, read in (("a.png", read_png16), ("a.jpg", read_rgb), ("a.json", read_label_bytes)):
+        (tmp_path / name).symlink_to("/proc/self/mem")  # opens, and cannot be read
+        with pytest.raises(DataError, match=rf"{name}: cannot be read \(Input/output error\)"):
+            read(tmp_path / name, **({"max_bytes": 10} if read is read_label_bytes else {}))  # type: ignore[operator]
 
 
 def test_truncated(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from shared.inputs import (
     parse_bbox,
     parse_numbers,
     read_intrinsics,
+    refuse_overwriting,
     refuse_same_results,
     unfold,
 )
@@ -65,6 +66,20 @@ def test_results_of_one_name_are_refused() -> None:
     refuse_same_results(files)
     with pytest.raises(DataError, match=r"^b/x\.npy: would write the same x\.json as a/x\.png -- use two --out$"):
         refuse_same_results([*files, (Path("b/x.npy"), "x")])
+
+
+def test_results_do_not_replace_what_is_read(tmp_path: Path) -> None:
+    out, photo, clip = tmp_path / "out", tmp_path / "photo.png", tmp_path / "clip.mp4"
+    (out / "clip").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(out / "photo.json")
+    files, endings = [(photo, "photo"), (clip, "clip")], (".json", "_mesh.png")
+    fine = [str(out / "boxes.json"), str(out / "clip/boxes.json"), str(out / "photo.npz"), ""]
+    refuse_overwriting(out, files, endings, fine)
+    for word in ("out/photo.json", "out/../out/photo_mesh.png", "out/clip/000012.json", "link"):
+        with pytest.raises(DataError, match=f"{word}: would be overwritten by the results -- give another --out"):
+            refuse_overwriting(out, files, endings, [*fine, str(tmp_path / word)])
+    with pytest.raises(DataError, match=r"photo_mesh\.png: would be overwritten"):
+        refuse_overwriting(tmp_path, [*files, (tmp_path / "photo_mesh.png", "photo_mesh")], endings)
 
 
 def test_intrinsics_of_a_file(tmp_path: Path) -> None:

@@ -249,10 +249,27 @@ def test_refuses_what_is_no_model(content: dict[str, Any], tmp_path: Path) -> No
         load_mano("standin", side="both")  # type: ignore[arg-type]
 
 
-def test_side_comes_from_the_name_unless_given(content: dict[str, Any], tmp_path: Path) -> None:
+def test_side_comes_from_the_file_or_its_name(content: dict[str, Any], tmp_path: Path) -> None:
     path = written(content, tmp_path / "MANO_LEFT.pkl")
     assert load_mano(path).side == "left"
-    assert load_mano(path, side="right").side == "right"
+    plain = written(content, tmp_path / "hand.pkl")
+    assert (load_mano(plain).side, load_mano(plain, side="left").side) == ("right", "left")
+    with pytest.raises(DataError, match=r"MANO_LEFT\.pkl: this is the left hand by its name, expected the right one"):
+        load_mano(path, side="right")
+    with pytest.raises(DataError, match=r"the right hand by its name, expected the left one -- give MANO_LEFT\.pkl"):
+        load_mano(path.rename(tmp_path / "MANO_RIGHT.pkl"), side="left")
+    path = written(content, tmp_path / "MANO_LEFT.pkl")
+    save_npz(load_mano(path), tmp_path / "right.npz")  # an .npz knows better than its name
+    assert load_mano(tmp_path / "right.npz").side == "left"
+    with pytest.raises(DataError, match=r"right\.npz: this is the left hand, expected the right one"):
+        load_mano(tmp_path / "right.npz", side="right")
+    arrays = dict(np.load(tmp_path / "right.npz"))
+    np.savez(tmp_path / "odd.npz", **{**arrays, "side": np.array("both")})
+    with pytest.raises(DataError, match="side must be right or left, got 'both'"):
+        load_mano(tmp_path / "odd.npz")
+    arrays.pop("side")
+    np.savez(tmp_path / "old.npz", **arrays)  # from before the entry
+    assert load_mano(tmp_path / "old.npz", side="left").side == "left"
     flipped = load_mano(path, flip_shapedirs_x=True)
     assert np.array_equal(flipped.shapedirs[:, 0], -content["shapedirs"][:, 0])
     assert np.array_equal(flipped.shapedirs[:, 1:], content["shapedirs"][:, 1:])

@@ -52,10 +52,20 @@ def test_checking_alone_writes_nothing(official: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_folder_gets_a_file_named_like_the_input(official: Path, tmp_path: Path) -> None:
+    import_mano(Options(input=str(official), output=f"{tmp_path}/new/"))
+    import_mano(Options(input=str(official), output=str(tmp_path)))
+    for folder in (tmp_path / "new", tmp_path):
+        assert load_mano(folder / "MANO_RIGHT.npz").side == "right"
+        assert (folder / "MANO_RIGHT.json").is_file()
+
+
 def test_left_hand_by_name_by_option_and_flipped(official: Path, tmp_path: Path) -> None:
     left = official.rename(tmp_path / "MANO_LEFT.pkl")
     assert "left hand" in import_mano(Options(input=str(left)))[0]
     assert "right hand" in import_mano(Options(input=str(left), side="right"))[0]
+    import_mano(Options(input=str(left), side="right", output=str(tmp_path / "named_left.npz")))
+    assert load_mano(tmp_path / "named_left.npz", side="right").side == "right"
     for name, flip in (("plain", False), ("flipped", True)):
         import_mano(Options(input=str(left), output=str(tmp_path / f"{name}.npz"), flip_shapedirs_x=flip))
     plain, flipped = (load_mano(tmp_path / f"{name}.npz").shapedirs for name in ("plain", "flipped"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from shared.errors import DataError
-from shared.options import Parsed, TrainOptions, parse
+from shared.options import Parsed, TrainOptions, check_ranges, parse
 
 
 @dataclasses.dataclass
@@ -180,9 +181,27 @@ def test_bad_files_are_refused_by_name(
     assert named in capsys.readouterr().err
 
 
-def test_help_has_texts_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"run: x # \xff\n")
     with pytest.raises(SystemExit) as end:
-        read("--help")
+        read("--config", str(tmp_path / "a.yaml"))
+    assert end.value.code == 2
+    assert "--config: not a text file that can be read" in capsys.readouterr().err
+
+
+def test_ranges() -> None:
+    options = TrainOptions(grad_clip=float("inf"), epochs=3)
+    check_ranges(options, {"epochs": (1, 3), "seed": (0, math.inf)})
+    with pytest.raises(DataError, match="--epochs must be 4 to 9, got 3"):
+        check_ranges(options, {"epochs": (4, 9)})
+    with pytest.raises(DataError, match="--grad_clip must be at least 0, got inf"):
+        check_ranges(options, {"grad_clip": (0, math.inf)})
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["a.png", "-h"]])  # -h is no file
+def test_help_has_texts_units_and_defaults(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        read(*words)
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for part in ("usage: prog", "Text.", "--group.size_mm", "edge of the cube [mm]", "200.0", "the files", "--config"):
@@ -195,7 +214,7 @@ def test_train_options_at_least_one(name: str) -> None:
         TrainOptions(**{name: 0})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["workers", "threads", "grad_clip", "checkpoint_every", "max_steps"])
+@pytest.mark.parametrize("name", ["workers", "seed", "threads", "grad_clip", "checkpoint_every", "max_steps"])
 def test_train_options_not_negative(name: str) -> None:
     with pytest.raises(DataError, match=f"--{name} must not be negative, got -1"):
         TrainOptions(**{name: -1})  # type: ignore[arg-type]

@@ -207,6 +207,17 @@ def test_files_of_a_run(image: Path, checkpoint: str, tmp_path: Path, capsys: An
     assert not (tmp_path / "plain/b 9_joints.png").exists()
 
 
+def test_results_do_not_replace_what_is_read(image: Path, checkpoint: str, tmp_path: Path) -> None:
+    for name in ("a.png", "a_joints.png", "a_cloud.png"):
+        (tmp_path / name).write_bytes(image.read_bytes())
+    given: dict[str, Any] = dict(checkpoint=checkpoint, dataset="icvl", device="cpu", out=str(tmp_path))
+    for ending, drawn in (("_joints", {}), ("_cloud", {"cloud": True, "overlay": False})):
+        files = [str(tmp_path / "a.png"), str(tmp_path / f"a{ending}.png")]
+        with pytest.raises(DataError, match=rf"a{ending}\.png: would be overwritten by the results"):
+            predict(Predict(images=files, **given, **drawn), progress=False)
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {image.read_bytes()}
+
+
 def test_scale_and_place_on_the_command_line(checkpoint: str, tmp_path: Path) -> None:
     depth, joints = golden_frame(0)[0], hand()[1]
     np.save(tmp_path / "metres.npy", depth.astype(np.float32) / 1000)

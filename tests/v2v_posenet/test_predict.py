@@ -174,6 +174,23 @@ def test_results_in_the_input_folder_are_no_images(tmp_path: Path) -> None:
     assert (tmp_path / "in/out/a/x.json").exists()
 
 
+def test_results_do_not_replace_what_is_read(tmp_path: Path) -> None:
+    first = save_png(tmp_path / "a.png", hand_depth()[0])
+    second = save_png(tmp_path / "a_joints.png", hand_depth()[0])
+    before = second.read_bytes()
+    here = options(tmp_path, first, second, out=str(tmp_path))
+    with pytest.raises(DataError, match=r"a_joints\.png: would be overwritten by the results -- give another --out"):
+        program.predict(here, progress=False)
+    assert second.read_bytes() == before
+    (tmp_path / "a.json").write_text(json.dumps(dict(fx=475.1, fy=475.1, u0=160.0, v0=120.0)))
+    camera = options(tmp_path, first, out=str(tmp_path), intrinsics=str(tmp_path / "a.json"))
+    for name in ("fx", "fy", "u0", "v0"):
+        setattr(camera, name, None)
+    with pytest.raises(DataError, match=r"a\.json: would be overwritten"):
+        program.predict(camera, progress=False)
+    assert "joints_mm" not in (tmp_path / "a.json").read_text()
+
+
 def test_msra_frames_need_no_intrinsics(tmp_path: Path) -> None:
     path = tmp_path / "000000_depth.bin"
     path.write_bytes(bin_bytes(hand_depth()[0]))

@@ -446,7 +446,7 @@ def _work(todo: list[tuple[str, list[int]]], options: PrepareConfig) -> None:
 
     from tqdm import tqdm
 
-    from hand3d_wild.pool import in_processes
+    from shared.pool import in_processes
 
     quiet = not sys.stderr.isatty()
     total = sum(len(indices) for _, indices in todo)
@@ -456,7 +456,7 @@ def _work(todo: list[tuple[str, list[int]]], options: PrepareConfig) -> None:
             for chunk in todo:
                 bar.update(worker(chunk))
             return
-        for done in in_processes(_run, todo, options.workers, _start_worker, options):
+        for done in in_processes(_run, [(chunk,) for chunk in todo], options.workers, start=(_start_worker, options)):
             bar.update(done)
 
 

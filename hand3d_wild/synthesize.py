@@ -263,7 +263,7 @@ def _parts(options: SynthesizeConfig) -> Iterator[list[Placed]]:
     """The numbers of all pictures in order, as they are made."""
     import torch
 
-    from hand3d_wild.pool import in_processes
+    from shared.pool import in_processes
 
     count = options.train + options.test
     parts = [range(first, min(first + _PART, count)) for first in range(0, count, _PART)]
@@ -276,7 +276,7 @@ def _parts(options: SynthesizeConfig) -> Iterator[list[Placed]]:
         finally:
             torch.set_num_threads(threads)
         return
-    yield from in_processes(_make, parts, workers, _start, options)
+    yield from in_processes(_make, [(part,) for part in parts], workers, start=(_start, options))
 
 
 def _manifest(options: SynthesizeConfig, mano: ManoModel) -> dict[str, Any]:

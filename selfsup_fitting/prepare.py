@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from selfsup_fitting.config import PrepareConfig
 from shared.errors import DataError, MissingFileError, exit_on_error
 from shared.options import parse
+from shared.pool import in_processes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -236,16 +235,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _results(jobs: list[_Job], processes: int) -> Iterator[tuple[int, int, dict[str, list[str]]]]:
-    if processes == 1:
-        yield from map(_write, jobs)
-        return
-    import multiprocessing
-
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_write, jobs)
-
-
 def prepare_split(options: PrepareConfig, split: str) -> None:
     """Converts one split; writes ``<out>/<split>/manifest.json`` at the end.
 
@@ -312,7 +301,7 @@ def prepare_split(options: PrepareConfig, split: str) -> None:
     if results:
         print(f"{split}: {len(results)} shards are there already, {len(jobs)} to do", flush=True)
     with tqdm(total=len(jobs) + len(results), initial=len(results), unit="shard", desc=f"NYU {split}") as bar:
-        for result in _results(jobs, processes):
+        for result in in_processes(_write, [(job,) for job in jobs], processes):
             results.append(result)
             bar.update()
     results.sort()

@@ -20,9 +20,8 @@ from scipy.spatial.transform import Rotation
 from shared.errors import DataError
 from shared.safe_io import atomic_path, atomic_write_text
 from shared.standin.grasp import Grasp, mesh, pixel_box, place_in_view, sample_grasp, take_picture
-from shared.standin.pool import in_processes
 from shared.standin.scene import Float
-from shared.standin.views import save_image
+from shared.standin.views import draw_all, save_image
 
 K = np.array([[617.343, 0, 312.42], [0, 617.343, 241.42], [0, 0, 1]])
 SIZE = (640, 480)
@@ -56,7 +55,7 @@ def write_ho3d(
             (root / split, name, seed, first + number, version, split == "train" and number < frames)
             for number, name in enumerate(names)
         ]
-        xyz, verts = zip(*in_processes(_write_frame, jobs, workers), strict=True)
+        xyz, verts = zip(*draw_all(_write_frame, jobs, workers), strict=True)
         first += count
         order = np.random.default_rng((seed, 30)).permutation(count)  # the lists are not sorted
         atomic_write_text(root / f"{split}.txt", "".join(f"{names[i]}\n" for i in order))

@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import numpy as np
 from shared.datasets.centers import write_centers
 from shared.datasets.msra import GESTURES, IMAGE_SIZE, K, read_joints_mm
 from shared.errors import DataError, exit_on_error
+from shared.pool import in_processes
 from shared.safe_io import atomic_path, atomic_write_text
 
 MARKER = "standin.json"
@@ -151,14 +150,8 @@ def _write_folders(folders: list[_Folder], workers: int, progress: bool) -> None
     from tqdm import tqdm
 
     with tqdm(total=sum(f.frames for f in folders), unit=" frames", disable=not progress) as bar:
-        if workers == 1 or len(folders) < 2:
-            for folder in folders:
-                bar.update(_write_folder(folder))
-            return
-        # spawn: a fork of a process with torch threads can hang
-        with ProcessPoolExecutor(min(workers, len(folders)), get_context("spawn")) as pool:
-            for frames in pool.map(_write_folder, folders):
-                bar.update(frames)
+        for frames in in_processes(_write_folder, [(folder,) for folder in folders], workers):
+            bar.update(frames)
 
 
 def _write_folder(folder: _Folder) -> int:

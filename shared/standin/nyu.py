@@ -22,7 +22,6 @@ from shared.datasets.nyu import FAR_MM, SIZE, K
 from shared.errors import DataError
 from shared.safe_io import atomic_path
 from shared.standin.build_hand import boundary_loop
-from shared.standin.pool import in_processes
 from shared.standin.render import render_depth
 from shared.standin.scene import (
     GESTURES,
@@ -34,7 +33,7 @@ from shared.standin.scene import (
     subject_betas,
     to_skeleton,
 )
-from shared.standin.views import Hand, save_image, write_noisy_centers
+from shared.standin.views import Hand, draw_all, save_image, write_noisy_centers
 
 _PIVOT_MM = np.array([0.0, 0.0, 700.0])
 _FINGERS = [f"F{finger}_KNU{knuckle}_{end}" for finger in (1, 2, 3, 4) for knuckle in (3, 2, 1) for end in "AB"]
@@ -161,7 +160,7 @@ def write_nyu(root: str | Path, *, frames: int = 6, seed: int = 0, noise: bool =
             (root, split, i + 1, part * frames + i, people[i * len(people) // frames], seed, noise)
             for i in range(frames)
         ]
-        xyz = np.stack(list(in_processes(_write_frame, jobs, workers)), 1)
+        xyz = np.stack(list(draw_all(_write_frame, jobs, workers)), 1)
         names = np.empty((1, 36), object)
         names[0] = JOINT_NAMES
         variables = {"joint_names": names, "joint_uvd": camera.xyz_to_uvd(xyz, K), "joint_xyz": camera.flip_y(xyz)}

@@ -17,8 +17,7 @@ from shared.datasets.stb import BASELINE_MM, IMAGE_SIZE, Camera, K, color_to_dep
 from shared.errors import DataError
 from shared.safe_io import atomic_path
 from shared.skeletons import reorder
-from shared.standin.pool import in_processes
-from shared.standin.views import Hand, sample_hand, save_image, view
+from shared.standin.views import Hand, draw_all, sample_hand, save_image, view
 
 SEQUENCES = tuple(f"B{i}{kind}" for i in range(1, 7) for kind in ("Counting", "Random"))  # B1: the test split
 SMALL, FEW = 120, 4  # fewer moments than this are spread over the first sequences only, two of them the test split's
@@ -42,7 +41,7 @@ def write_stb(root: str | Path, *, frames: int = 8, seed: int = 0, workers: int 
     root = Path(root)
     labels: dict[str, list[NDArray[np.float64]]] = {}
     jobs = [(root, seed, index, *_place(index, frames)) for index in range(frames)]
-    for job, pairs in zip(jobs, in_processes(_write_moment, jobs, workers), strict=True):
+    for job, pairs in zip(jobs, draw_all(_write_moment, jobs, workers), strict=True):
         for pair, joints in pairs.items():
             labels.setdefault(f"{job[3]}_{pair}", []).append(joints)
     for name, all_joints in labels.items():

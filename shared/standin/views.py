@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from shared.datasets.centers import write_centers
+from shared.pool import in_processes
 from shared.safe_io import atomic_path
 from shared.standin.render import noise_background, render_depth, shade, skin_colors
 from shared.standin.scene import Float, Side, sample_scene, standin_layer, standin_model
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,13 @@ def depth_picture(verts_mm: Float, K: Float, image_size: tuple[int, int]) -> NDA
     seen = render_depth(torch.from_numpy(verts_mm), standin_layer().faces, torch.from_numpy(K), image_size)
     whole: NDArray[np.uint16] = np.rint(seen.depth_mm[0].numpy()).astype(np.uint16)
     return whole
+
+
+def draw_all(draw: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[T]:
+    """``draw(*job)`` of every frame in their order, by several processes of one thread each: a frame is milliseconds of
+    small operations, and threads that wait for each other cost more than they bring."""
+    start = (torch.set_num_threads, 1) if workers > 1 else None
+    return in_processes(draw, jobs, workers, start=start, chunk=8, remedy="use fewer --workers")
 
 
 def save_image(path: Path, pixels: NDArray[Any], **options: Any) -> None:

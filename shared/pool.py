@@ -47,6 +47,9 @@ def in_processes(
         try:
             yield from pool.map(work, *zip(*jobs, strict=True), chunksize=chunk)
         except BrokenProcessPool:
+            # the pool asks the others to end and waits for them; one that had hardly started was seen to live on
+            for process in list((pool._processes or {}).values()):
+                process.kill()
             raise DataError("a worker was killed (out of memory?)", remedy=remedy) from None
         finally:
             pool.shutdown(cancel_futures=True)

@@ -443,11 +443,9 @@ def open_job(options: Prepare, settings: dict[str, Any], split: str, out: Path) 
 
 def run_job(job: Job, workers: int, split: str, progress: bool) -> None:
     """Makes the parts that are not there yet, in this process or in ``workers`` others."""
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
     from tqdm import tqdm
+
+    from shared.pool import in_processes
 
     todo = [chunk for chunk in range(job.chunks()) if not job.part(chunk).is_file()]
     done = len(job.indices) - sum(len(job.chunk(number)) for number in todo)
@@ -465,21 +463,8 @@ def run_job(job: Job, workers: int, split: str, progress: bool) -> None:
             for chunk in todo:
                 bar.update(make_part(job, chunk))
             return
-        # spawn: a forked child of a process with torch's threads may hang
-        context = get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start, initargs=(job,)) as pool:
-            futures = [pool.submit(_work, chunk) for chunk in todo]
-            try:
-                for future in as_completed(futures):
-                    bar.update(future.result())
-            except BrokenProcessPool:
-                raise DataError(
-                    "a worker died (killed, or out of memory?)",
-                    path=job.folder,
-                    remedy="go on with --resume and fewer --workers",
-                ) from None
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        for count in in_processes(_work, [(chunk,) for chunk in todo], workers, start=(_start, job)):
+            bar.update(count)
 
 
 _JOB: Job | None = None  # of this worker process

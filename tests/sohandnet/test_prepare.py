@@ -571,7 +571,7 @@ def test_bad_label_lines(tmp_path: Path, edit: Any, message: str) -> None:
 
 def test_a_worker_that_dies(tmp_path: Path) -> None:
     job = Job(DeadlyFrames(), np.arange(4), settings(), tmp_path, 2)
-    with pytest.raises(DataError, match=r"a worker died .* -- go on with --resume and fewer --workers"):
+    with pytest.raises(DataError, match=r"a worker was killed .* -- go on with --resume, and fewer --workers"):
         program.run_job(job, 2, "train", progress=False)
 
 

@@ -24,11 +24,19 @@ STANDIN := data/standin
 # a preset's name or a path
 config = $(if $(wildcard $(CONFIG)),$(CONFIG),$(1)/configs/$(CONFIG).yaml)
 
-# checkpoint, train target: nobody waits days by mistake, so with DATA a missing checkpoint is an error
-define need_checkpoint
-	@test -f $(1) || { $(if $(DATA),echo "error: no checkpoint at $(1): make $(2) DATA=$(DATA) trains one$(comma) CKPT=file names another" >&2; exit 2,echo "no checkpoint at $(1): training one first"); }
-endef
+# run folder: continues what is there
+resume = $(if $(wildcard $(1)/checkpoints/last.pt),--resume)
+
 comma := ,
+# checkpoint, train target
+define need_checkpoint
+	@test -f $(1) || { echo "error: no checkpoint at $(1); make $(2) trains one, CKPT=file names another" >&2; exit 2; }
+endef
+# checkpoint, train target, its commands: nobody waits days by mistake, so with DATA a missing checkpoint is an error
+define train_first
+	@test -f $(1) || { $(if $(DATA),echo "error: no checkpoint at $(1): make $(2) DATA=$(DATA) trains one$(comma) CKPT=file names another" >&2; exit 2,echo "no checkpoint at $(1): training one first"); }
+	$(if $(DATA)$(wildcard $(1)),,$(3))
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help install kernels data-msra check-data train-v2v eval-v2v predict-v2v data-ho3d mano train-handoccnet eval-handoccnet demo-handoccnet prepare-sohandnet train-sohandnet train-sohandnet-semi ablation-sohandnet eval-sohandnet prepare-selfsup train-selfsup eval-selfsup viewer synthesize-wild prepare-wild pretrain-wild train-wild eval-wild score view-results demo-v2v kernels-gpu test lint bench clean
@@ -79,8 +87,7 @@ v2v_set = $(if $(filter icvl nyu hands2017 itop-%,$(CONFIG)),$(firstword $(subst
 V2V_DATA = $(or $(DATA),$(STANDIN)/$(v2v_set))
 v2v_data_made = $(if $(DATA),,$(STANDIN)/$(v2v_set)/standin.json)
 V2V_CKPT = $(or $(CKPT),$(V2V_RUN)/checkpoints/last.pt)
-v2v_resume = $(if $(wildcard $(V2V_RUN)/checkpoints/last.pt),--resume)
-v2v_train = $(PY) -m v2v_posenet.train --config $(call config,v2v_posenet) --data.root $(V2V_DATA) --run $(V2V_RUN) $(v2v_resume) $(ARGS)
+v2v_train = $(PY) -m v2v_posenet.train --config $(call config,v2v_posenet) --data.root $(V2V_DATA) --run $(V2V_RUN) $(call resume,$(V2V_RUN)) $(ARGS)
 
 train-v2v: $(STAMP) $(v2v_data_made) ## train V2V-PoseNet, evaluate it, write a report with pictures; again: continue
 	$(v2v_train)
@@ -88,13 +95,12 @@ train-v2v: $(STAMP) $(v2v_data_made) ## train V2V-PoseNet, evaluate it, write a 
 
 eval-v2v: $(STAMP) $(v2v_data_made) ## evaluate a checkpoint of V2V-PoseNet (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	$(call need_checkpoint,$(V2V_CKPT),train-v2v)
-	$(if $(DATA)$(wildcard $(V2V_CKPT)),,$(v2v_train))
+	$(call train_first,$(V2V_CKPT),train-v2v,$(v2v_train))
 endif
 	$(PY) -m v2v_posenet.eval $(V2V_CKPT) --data.root $(V2V_DATA) $(ARGS)
 
 predict-v2v: $(STAMP) $(if $(ARGS),,$(STANDIN)/msra/standin.json) ## joints of your own depth image: ARGS="depth.png --fx 475 --fy 475 --u0 320 --v0 240"
-	@test -f $(V2V_CKPT) || { echo "error: no checkpoint at $(V2V_CKPT); make train-v2v trains one, CKPT=file names another" >&2; exit 2; }
+	$(call need_checkpoint,$(V2V_CKPT),train-v2v)
 	$(PY) -m v2v_posenet.predict --checkpoint $(V2V_CKPT) $(or $(ARGS),$(STANDIN)/msra/P3/5 --dataset msra --out runs/v2v/predict)
 
 # ---- HO-3D stand-in and HandOccNet
@@ -110,8 +116,7 @@ HON_DATA = $(or $(DATA),$(STANDIN)/ho3d)
 HON_CKPT = $(or $(CKPT),$(HON_RUN)/checkpoints/last.pt)
 HON_MANO = $(or $(MANO),$(if $(DATA),,standin))
 hon_mano = $(if $(HON_MANO),--data.mano $(HON_MANO)) $(if $(MANO_LEFT),--data.mano_left $(MANO_LEFT))
-hon_resume = $(if $(wildcard $(HON_RUN)/checkpoints/last.pt),--resume)
-hon_train = $(PY) -m handoccnet.train --config $(call config,handoccnet) --data.root $(HON_DATA) $(hon_mano) --run $(HON_RUN) $(hon_resume) $(ARGS)
+hon_train = $(PY) -m handoccnet.train --config $(call config,handoccnet) --data.root $(HON_DATA) $(hon_mano) --run $(HON_RUN) $(call resume,$(HON_RUN)) $(ARGS)
 
 train-handoccnet: $(STAMP) $(if $(DATA),,data-ho3d) ## train HandOccNet, evaluate it, write a report with pictures; again: continue
 	$(hon_train)
@@ -119,8 +124,7 @@ train-handoccnet: $(STAMP) $(if $(DATA),,data-ho3d) ## train HandOccNet, evaluat
 
 eval-handoccnet: $(STAMP) $(if $(DATA),,data-ho3d) ## evaluate HandOccNet, write pred.json and the challenge's zip (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	$(call need_checkpoint,$(HON_CKPT),train-handoccnet)
-	$(if $(DATA)$(wildcard $(HON_CKPT)),,$(hon_train))
+	$(call train_first,$(HON_CKPT),train-handoccnet,$(hon_train))
 endif
 	$(PY) -m handoccnet.eval $(HON_CKPT) --data.root $(HON_DATA) $(hon_mano) $(if $(CKPT)$(wildcard $(HON_CKPT)),$(ARGS))
 
@@ -129,7 +133,7 @@ HON_BOXES := $(STANDIN)/ho3d/annotations/HO3D_evaluation_data.json
 hon_demo = $(STANDIN)/ho3d/evaluation/SM1/rgb/0000.png $(STANDIN)/ho3d/evaluation/AP10/rgb/0001.png --boxes $(HON_BOXES) --fit --out runs/handoccnet/demo
 
 demo-handoccnet: $(STAMP) $(if $(ARGS),,$(if $(wildcard $(HON_CKPT)),$(HON_BOXES))) ## mesh of a hand in your picture: ARGS="photo.jpg --bbox 340,232,120,140 --out out" MANO=... CKPT=...
-	@test -f $(HON_CKPT) || { echo "error: no checkpoint at $(HON_CKPT); make train-handoccnet trains one, CKPT=file names another" >&2; exit 2; }
+	$(call need_checkpoint,$(HON_CKPT),train-handoccnet)
 	$(PY) -m handoccnet.predict --checkpoint $(HON_CKPT) $(if $(HON_MANO),--mano $(HON_MANO)) $(or $(ARGS),$(hon_demo))
 
 $(HON_BOXES): $(STANDIN)/ho3d/standin.json
@@ -152,8 +156,7 @@ train-sohandnet: prepare-sohandnet ## train SO-HandNet in its three stages, eval
 
 eval-sohandnet: prepare-sohandnet ## evaluate SO-HandNet, in true millimetres and in the original's (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	$(call need_checkpoint,$(SOH_CKPT),train-sohandnet)
-	$(if $(DATA)$(wildcard $(SOH_CKPT)),,$(soh_train))
+	$(call train_first,$(SOH_CKPT),train-sohandnet,$(soh_train))
 endif
 	$(PY) -m sohandnet.eval $(SOH_CKPT) --store $(SOH_STORE) --data $(SOH_DATA) $(if $(CKPT)$(wildcard $(SOH_CKPT)),$(ARGS))
 
@@ -174,15 +177,14 @@ SSF_CKPT = $(or $(CKPT),$(SSF_RUN)/self-supervised/checkpoints/last.pt)
 # CONFIG is stage two's preset
 ssf_config = $(if $(filter $(origin CONFIG),file),selfsup_fitting/configs/$(if $(DATA),author_log,standin_selfsup).yaml,$(call config,selfsup_fitting))
 ssf_seed = $(if $(SEED),--seed $(SEED))
-ssf_resume = $(if $(wildcard $(SSF_RUN)/$(1)/checkpoints/last.pt),--resume)
 
 # hands of captured crops, and so of the stand-in's training and priors, are centred on the palm
 ssf_prior = $(if $(wildcard $(SSF_RUN)/prior/$(1)/prior.pt),,$(PY) -m selfsup_fitting.train_prior $(1) --center palm $(if $(DATA),,--samples 200000) --run $(SSF_RUN)/prior/$(1))
 
 define ssf_train
 	$(call ssf_prior,vae)
-	$(PY) -m selfsup_fitting.train --mode synthetic --config selfsup_fitting/configs/$(if $(DATA),synthetic,standin_synthetic).yaml --run $(SSF_RUN)/synthetic $(call ssf_resume,synthetic) $(ssf_seed)
-	$(PY) -m selfsup_fitting.train --mode self-supervised --config $(ssf_config) --data.root $(SSF_SHARDS) --vae $(SSF_RUN)/prior/vae/prior.pt $(or $(call ssf_resume,self-supervised),--init $(SSF_RUN)/synthetic/checkpoints/last.pt) --run $(SSF_RUN)/self-supervised $(ssf_seed) $(ARGS)
+	$(PY) -m selfsup_fitting.train --mode synthetic --config selfsup_fitting/configs/$(if $(DATA),synthetic,standin_synthetic).yaml --run $(SSF_RUN)/synthetic $(call resume,$(SSF_RUN)/synthetic) $(ssf_seed)
+	$(PY) -m selfsup_fitting.train --mode self-supervised --config $(ssf_config) --data.root $(SSF_SHARDS) --vae $(SSF_RUN)/prior/vae/prior.pt $(or $(call resume,$(SSF_RUN)/self-supervised),--init $(SSF_RUN)/synthetic/checkpoints/last.pt) --run $(SSF_RUN)/self-supervised $(ssf_seed) $(ARGS)
 endef
 ssf_eval = $(PY) -m selfsup_fitting.eval $(1) --data $(SSF_SHARDS)
 
@@ -196,8 +198,7 @@ train-selfsup: prepare-selfsup ## train on synthetic hands, then on unlabelled v
 
 eval-selfsup: prepare-selfsup ## evaluate a checkpoint of training by fitting (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	$(call need_checkpoint,$(SSF_CKPT),train-selfsup)
-	$(if $(DATA)$(wildcard $(SSF_CKPT)),,$(ssf_train))
+	$(call train_first,$(SSF_CKPT),train-selfsup,$(ssf_train))
 endif
 	$(call ssf_eval,$(SSF_CKPT)) $(if $(CKPT)$(wildcard $(SSF_CKPT)),$(ARGS))
 
@@ -215,9 +216,8 @@ WILD_CKPT = $(or $(CKPT),$(WILD_RUN)/checkpoints/last.pt)
 WILD_MANO = $(or $(MANO),$(if $(DATA),,standin))
 wild_preset = $(if $(filter paper,$(CONFIG)),hand3d_wild/configs/perspective.yaml,$(call config,hand3d_wild))
 wild_pretrain = $(if $(filter tiny,$(CONFIG)),tiny,$(if $(DATA),pretrain,pretrain_standin))
-wild_resume = $(if $(wildcard $(1)/checkpoints/last.pt),--resume)
 wild_sets = $(if $(DATA),,$(foreach set,panoptic mpii_nzsl stb,$(STANDIN)/$(set)/standin.json))
-wild_train = $(PY) -m hand3d_wild.train --config $(wild_preset) --data.store $(WILD_STORE) --data.mano $(WILD_MANO) $(or $(call wild_resume,$(WILD_RUN)),--init_from $(WILD_RUN)-pretrain/checkpoints/last.pt) --run $(WILD_RUN) $(ARGS)
+wild_train = $(PY) -m hand3d_wild.train --config $(wild_preset) --data.store $(WILD_STORE) --data.mano $(WILD_MANO) $(or $(call resume,$(WILD_RUN)),--init_from $(WILD_RUN)-pretrain/checkpoints/last.pt) --run $(WILD_RUN) $(ARGS)
 wild_mano = $(if $(WILD_MANO),--mano $(WILD_MANO))
 wild_eval = $(PY) -m hand3d_wild.eval $(WILD_CKPT) --dataset stb --root $(WILD_DATA)/stb --store $(WILD_STORE) $(wild_mano)
 # of your own sets those that are there; all three, and so an error that names them, where none is
@@ -233,7 +233,7 @@ prepare-wild: $(STAMP) $(wild_sets) ## crops, masks and joints of Panoptic, MPII
 	$(PY) -m hand3d_wild.prepare $(wild_trees) --out $(WILD_STORE) --workers $(WORKERS) $(if $(wildcard $(WILD_STORE)/manifest.json),--resume)
 
 pretrain-wild: synthesize-wild ## the first stage alone
-	$(PY) -m hand3d_wild.pretrain --config hand3d_wild/configs/$(wild_pretrain).yaml --data.root $(WILD_SYNTH) --data.mano $(WILD_MANO) $(if $(DATA),,--data.cache $(WILD_SYNTH)) --run $(WILD_RUN)-pretrain $(call wild_resume,$(WILD_RUN)-pretrain)
+	$(PY) -m hand3d_wild.pretrain --config hand3d_wild/configs/$(wild_pretrain).yaml --data.root $(WILD_SYNTH) --data.mano $(WILD_MANO) $(if $(DATA),,--data.cache $(WILD_SYNTH)) --run $(WILD_RUN)-pretrain $(call resume,$(WILD_RUN)-pretrain)
 
 train-wild: pretrain-wild prepare-wild ## pretrain on synthetic hands, train on pictures, evaluate, write a report with pictures; again: continue
 	$(wild_train)
@@ -241,8 +241,7 @@ train-wild: pretrain-wild prepare-wild ## pretrain on synthetic hands, train on 
 
 eval-wild: prepare-wild $(if $(CKPT)$(DATA)$(wildcard $(WILD_CKPT)),,pretrain-wild) ## evaluate a checkpoint on STB's held-out sequences (trains the stand-in first if there is no checkpoint)
 ifeq ($(CKPT),)
-	$(call need_checkpoint,$(WILD_CKPT),train-wild)
-	$(if $(DATA)$(wildcard $(WILD_CKPT)),,$(wild_train))
+	$(call train_first,$(WILD_CKPT),train-wild,$(wild_train))
 endif
 	$(wild_eval) $(if $(CKPT)$(wildcard $(WILD_CKPT)),$(ARGS))
 
@@ -261,7 +260,7 @@ view-results: .venv/.viewer ## turn predicted and labelled hands in the browser:
 	$(PY) -m shared.viewer $(if $(findstring --predictions,$(ARGS))$(findstring --eval,$(ARGS)),,--eval $(V2V_RUN)/eval) $(ARGS)
 
 demo-v2v: .venv/.demo ## a page on this machine to try a checkpoint of V2V-PoseNet on depth images: CKPT=file
-	@test -f $(V2V_CKPT) || { echo "error: no checkpoint at $(V2V_CKPT); make train-v2v trains one, CKPT=file names another" >&2; exit 2; }
+	$(call need_checkpoint,$(V2V_CKPT),train-v2v)
 	$(PY) -m v2v_posenet.demo --checkpoint $(V2V_CKPT) $(ARGS)
 
 kernels-gpu: .venv/.gpu ## build the CUDA kernels with nvcc from Python packages (no CUDA toolkit needed)

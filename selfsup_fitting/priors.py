@@ -89,10 +89,10 @@ def save_prior(path: str | Path, network: PoseVAE | PoseDenoiser, **extra: Any) 
 
     ``center`` among them becomes the VAE's.
     """
-    from shared.checkpoints import to_cpu
+    from shared.checkpoints import cpu_state
     from shared.training import save_checkpoint
 
-    state = {key: to_cpu(value) for key, value in network.state_dict().items()}
+    state = cpu_state(network.state_dict())
     kind = "vae" if isinstance(network, PoseVAE) else "denoiser"
     save_checkpoint(Path(path), {**extra, "format": FORMAT, "version": VERSION, "kind": kind, "state_dict": state})
 

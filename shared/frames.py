@@ -186,5 +186,5 @@ def follows(item: Picture, before: Path) -> bool:
 def lookup(item: Picture, table: Mapping[str, T]) -> T | None:
     """The entry of a picture under its result's name, its path, or any end of the path (``rgb/0000.png``), or None."""
     parts = item.source.parts
-    keys = [item.name, str(item.source), *("/".join(parts[start:]) for start in range(len(parts)))]
+    keys = [item.name, str(item.source), *("/".join(parts[start:]) for start in range(1, len(parts)))]
     return next((table[key] for key in keys if key in table), None)
